@@ -1,0 +1,135 @@
+"""What was built, what it was seen to do, and the protocol of a thing that runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from numpy.typing import NDArray
+
+from kernels.timing import Timing
+from optimizer.model import TensorSpec
+from optimizer.plan import Plan
+
+Arrays = Mapping[str, NDArray[Any]]
+"""Arrays by the name of the input or output."""
+
+Verdict = Literal["pass", "fail", "inconclusive"]
+
+
+class Engine(Protocol):
+    """A loaded engine. `run` takes what the model takes, every input by name, and returns every output by name."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]: ...
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """Memory that a run needs beside the weights, where the engine tells."""
+        ...
+
+    def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Realised:
+    """What became of one layer: read back from the built engine and set beside the plan.
+
+    `realised` is a precision, or "folded" where the layer no longer exists in the engine; `reason` says why it differs
+    from `planned`, `ms` is the time it took in the engine's own profile, where that can be had.
+    """
+
+    layer: str
+    operator: str
+    planned: str
+    realised: str
+    kernel: str = ""
+    ms: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch of an engine: the source layers it covers, its type, the bytes it reads and writes."""
+
+    name: str
+    kind: str
+    layers: tuple[str, ...]
+    precision: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a build tells, even where the engine can't be loaded. `memory` holds bytes by kind (weights, activations ...)."""
+
+    realised: tuple[Realised, ...]
+    memory: Mapping[str, int] = field(default_factory=dict)
+    launches: tuple[Launch, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What the build lost or changed, in the user's words: goes into the report."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The answer to "does the engine lose less than the budget?", with one-sided 95 % bounds of the drop.
+
+    `drop`, `low`, `high` and `budget` are in the metric's own unit, positive where the engine is worse. `metric` scores
+    are None where there is nothing to measure (no evaluation data).
+    """
+
+    verdict: Verdict
+    metric: str
+    parent: float | None
+    engine: float | None
+    budget: float | None
+    drop: float | None
+    low: float | None
+    high: float | None
+    samples: int
+    samples_needed: int | None
+    gated_on: str
+    reason: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One step of the parity ladder: the parent against one later form of the model, on the same samples."""
+
+    rung: str
+    metric: str
+    agreement: float | None
+    sqnr_db: float | None
+    max_abs: float | None
+    output_sensitivity: float | None
+    worst_layer: str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan that was tried: what it built to, how fast it was, how far from the parent, and what became of it.
+
+    `name` is short and unique in a search ("int8", "int8 without 3 layers"); `distance` is 1 - cosine of the outputs to the
+    parent's, the worst over the screening samples; `outcome` is "shipped", "passed", "refused", "slower", "not finalist"
+    or "not built".
+    """
+
+    name: str
+    plan: Plan
+    folder: Path | None = None
+    built: Built | None = None
+    timing: Timing | None = None
+    distance: float | None = None
+    agreement: float | None = None
+    parity: Parity | None = None
+    outcome: str = "tried"
+    reason: str = ""

@@ -1,0 +1,124 @@
+"""Small tools on a graph that importers, fusion, precision, the reference and backends share."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+from numpy.typing import NDArray
+
+
+def clone(model: ir.Model) -> ir.Model:
+    """A copy whose nodes can be changed; the weights are shared, so a copy costs nothing."""
+    return model.clone()
+
+
+def constant(value: ir.Value | None) -> NDArray[Any] | None:
+    """The numbers of a value that is known before the run (initializer or Constant node), else None."""
+    if value is None:
+        return None
+    tensor = value.const_value
+    if tensor is None:
+        node = value.producer()
+        if node is None or node.op_type != "Constant":
+            return None
+        tensor = ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def names(graph: ir.Graph) -> set[str]:
+    """Every value and node name of the main graph and its subgraphs."""
+    found = {value.name or "" for value in (*graph.inputs, *graph.initializers.values())}
+    for node in graph.all_nodes():
+        found.add(node.name or "")
+        found.update(value.name or "" for value in node.outputs)
+    return found
+
+
+def unique(wanted: str, taken: set[str]) -> str:
+    """`wanted`, or the first of `wanted#2`, `wanted#3` ... that is free; it is then taken."""
+    name, number = wanted, 1
+    while name in taken:
+        number += 1
+        name = f"{wanted}#{number}"
+    taken.add(name)
+    return name
+
+
+def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    """A new initializer; the caller brings a unique name, since a used one would be overwritten in silence."""
+    if name in graph.initializers:
+        raise ValueError(f"initializer {name!r} exists")
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """Write the shapes and types that follow from the inputs onto every value, in place."""
+    passes.ShapeInferencePass()(model)
+
+
+def weights_bytes(model: ir.Model) -> int:
+    """Bytes of all initializers."""
+    return sum(tensor.nbytes for value in model.graph.initializers.values() if (tensor := value.const_value) is not None)
+
+
+def static_shape(value: ir.Value) -> tuple[int, ...] | None:
+    """The shape where every size is known, else None."""
+    if value.shape is None or not all(isinstance(size, int) for size in value.shape):
+        return None
+    return tuple(int(size) for size in value.shape)  # type: ignore[arg-type]
+
+
+def elements(value: ir.Value) -> int | None:
+    """How many numbers a value of known shape holds."""
+    shape = static_shape(value)
+    return None if shape is None else math.prod(shape)
+
+
+def readers(value: ir.Value) -> Sequence[ir.Node]:
+    """The nodes that read a value, each once."""
+    return list(dict.fromkeys(use.node for use in value.uses()))
+
+
+def floats(graph: ir.Graph) -> Iterator[ir.Value]:
+    """Inputs and node outputs of the main graph that hold float32 and are computed at every run."""
+    for value in graph.inputs:
+        if value.dtype == ir.DataType.FLOAT:
+            yield value
+    for node in graph:
+        for value in node.outputs:
+            if value.dtype == ir.DataType.FLOAT and value.name:
+                yield value
+
+
+def sha256(model: ir.Model) -> str:
+    """Hex SHA-256 of what a graph computes: operators, connections, attributes, weights; names of its making included."""
+    digest = hashlib.sha256()
+    graph = model.graph
+    digest.update(repr(sorted(graph.opset_imports.items())).encode())
+    digest.update(repr([(value.name, str(value.dtype), str(value.shape)) for value in (*graph.inputs, *graph.outputs)]).encode())
+    for node in graph.all_nodes():
+        attributes = {name: _text(attribute) for name, attribute in sorted(node.attributes.items())}
+        inputs = [value.name if value is not None else None for value in node.inputs]
+        digest.update(repr((node.domain, node.op_type, inputs, [value.name for value in node.outputs], attributes)).encode())
+    for name, value in sorted(graph.initializers.items()):
+        if value.const_value is not None:
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(value.const_value.numpy()).view(np.uint8).tobytes())
+    return digest.hexdigest()
+
+
+def _text(attribute: ir.Attr) -> str:
+    if attribute.type in {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}:
+        return "graph"
+    if attribute.type == ir.AttributeType.TENSOR:
+        return hashlib.sha256(attribute.as_tensor().tobytes()).hexdigest()
+    return repr(attribute.value)

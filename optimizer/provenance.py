@@ -1,0 +1,64 @@
+"""What an artifact came from: hashes, versions, and the one pair that turns our values into JSON and back."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from optimizer.errors import InputError
+
+T = TypeVar("T")
+
+_BLOCK = 1 << 20
+
+
+def to_json(value: Any) -> bytes:
+    """A frozen dataclass (or a mapping of them) as indented UTF-8 JSON; NaN and infinities become null."""
+    return msgspec.json.format(msgspec.json.encode(value, enc_hook=_plain, order="sorted"), indent=2) + b"\n"
+
+
+def from_json(data: bytes, kind: type[T], what: str) -> T:
+    """The value of type `kind` written by `to_json`.
+
+    Raises:
+        InputError: the bytes are not JSON, or not of that shape; `what` names the file in the message.
+    """
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.MsgspecError as error:
+        raise InputError(f"{what} can't be read: {error}.", "Take the file as this version of optimize wrote it.") from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return value.name
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if hasattr(value, "items"):
+        return dict(value)
+    return str(value)
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hex SHA-256 of a file, read in blocks of 1 MiB."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """The installed version of each package, with Python's own; a package that is not installed is left out."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
