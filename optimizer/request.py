@@ -1,0 +1,250 @@
+"""All that a user can ask of a build: the command line, optimize.toml and Python's words meet here."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from optimizer.errors import InputError
+from optimizer.plan import Shape
+from optimizer.preprocessing import InputPreprocessing, Preprocessing
+
+Wanted = Literal["auto", "fp32", "bf16", "fp16", "int8"]
+Task = Literal["classification", "regression", "embedding"]
+
+_PATHS = ("calibration", "evaluation", "factory", "metric", "plan")
+"""Words that name files: in optimize.toml they count from its folder, on the command line from where it is called."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be built, from what, and what it must hold. Where a field is None nothing was asked."""
+
+    model: Path
+    output: Path
+    targets: tuple[str, ...] = ("cpu",)
+    backends: tuple[str, ...] = ()
+    precision: Wanted = "auto"
+    calibration: str | None = None
+    evaluation: str | None = None
+    random_calibration: bool = False
+    task: Task | None = None
+    metric: str | None = None
+    max_drop: str = "1%"
+    min_metric: float | None = None
+    min_speedup: float | None = None
+    shapes: Mapping[str, Shape] = field(default_factory=dict)
+    factory: str | None = None
+    factory_args: Mapping[str, str] = field(default_factory=dict)
+    plan: Path | None = None
+    threads: int | None = None
+    seed: int = 0
+    time_budget: float | None = None
+    on_inconclusive: Literal["fail", "pass"] | None = None
+    require_measured: bool = False
+    ci: bool = False
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    folder: Path = field(default_factory=Path.cwd)
+    """Where the user's own code and relative paths are looked up."""
+
+
+_CODE = ("factory", "metric", "calibration", "evaluation")
+_CHOICES = {
+    "precision": get_args(Wanted),
+    "task": get_args(Task),
+    "on_inconclusive": ("fail", "pass"),
+}
+_WORDS = {known.name for known in fields(Request)} - {"preprocessing", "folder", "model", "output"}
+_TOML_NAMES = {"target": "targets", "backend": "backends", "factory_arg": "factory_args"}
+
+
+def request_from_words(
+    model: str | Path, output: str | Path, config: str | Path | None = None, folder: Path | None = None, **words: Any
+) -> Request:
+    """The Request that words make: those given here count before those in the file `config` (optimize.toml).
+
+    `shapes` and `factory_args` are mappings or lists of `name=value`; words that are None or empty count as not given.
+
+    Raises:
+        InputError: an unknown word, a value that a word can't take, or words that contradict each other.
+    """
+    here = folder or Path.cwd()
+    given = {name: value for name, value in words.items() if value is not None and value != () and value != [] and value != {}}
+    from_file, preprocessing = _toml(Path(config)) if config is not None else ({}, Preprocessing())
+    if given.get("ci") or from_file.get("ci"):
+        _refuse_code_of_the_file(from_file, given, preprocessing)
+    merged = {**from_file, **given}
+    if unknown := set(merged) - _WORDS:
+        raise InputError(f"There is no option {sorted(unknown)[0]!r}.", f"Known are: {', '.join(sorted(_WORDS))}.")
+    if merged.get("ci") and merged.get("random_calibration"):
+        raise InputError("Random calibration is not taken under --ci.", "Give real samples with --calibration.")
+    if merged.get("calibration") and merged.get("random_calibration"):
+        raise InputError("Calibration data and random calibration were both asked for.", "Choose one.")
+    return Request(
+        model=Path(model),
+        output=Path(output),
+        preprocessing=preprocessing,
+        folder=here,
+        **{name: _READ.get(name, _as_given)(name, value) for name, value in merged.items()},
+    )
+
+
+def _as_given(name: str, value: Any) -> Any:
+    if name in _CHOICES and value not in _CHOICES[name]:
+        raise InputError(f"{value!r} is not a {name.replace('_', '-')}.", f"Choose one of: {', '.join(_CHOICES[name])}.")
+    return value
+
+
+def _several(name: str, value: Any) -> tuple[str, ...]:
+    values = (value,) if isinstance(value, str) else tuple(value)
+    if not all(isinstance(one, str) for one in values):
+        raise InputError(f"{name} holds something that is no name.", "Give names.")
+    return tuple(dict.fromkeys(values))
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise InputError(f"{name.replace('_', '-')} must be a number above 0, not {value!r}.", "Leave it out, or give one.")
+    return float(value)
+
+
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < (1 if name == "threads" else 0):
+        raise InputError(f"{name} must be a whole number, not {value!r}.", "Leave it out, or give one.")
+    return value
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise InputError(
+            f"{name.replace('_', '-')} must be text, not {value!r}.",
+            'A budget is written "1%" (of the parent\'s metric) or "1pp" (points of it).' if name == "max_drop" else "Put it in quotes.",
+        )
+    return value
+
+
+def _seconds(name: str, value: Any) -> float:
+    """Seconds out of a number of them, or of words like 90s, 10m, 1h."""
+    if isinstance(value, str) and value[-1:] in "smh" and value[:-1].replace(".", "", 1).isdigit():
+        return float(value[:-1]) * {"s": 1, "m": 60, "h": 3600}[value[-1]]
+    if isinstance(value, str):
+        raise InputError(f"{value!r} is not a time.", "Write it like 90s, 10m or 1h.")
+    return _number(name, value)
+
+
+def _pairs(name: str, value: Any) -> dict[str, str]:
+    if isinstance(value, Mapping):
+        return {str(key): str(one) for key, one in value.items()}
+    pairs = {}
+    for word in (value,) if isinstance(value, str) else value:
+        key, equals, one = str(word).partition("=")
+        if not equals or not key:
+            raise InputError(f"{word!r} is not of the form name=value.", f"Write --{name.replace('_', '-').rstrip('s')} name=value.")
+        pairs[key] = one
+    return pairs
+
+
+def _shapes(name: str, value: Any) -> dict[str, Shape]:
+    return {key: one if isinstance(one, Shape) else shape_from_words(str(one)) for key, one in _shape_words(name, value)}
+
+
+def _shape_words(name: str, value: Any) -> Iterable[tuple[str, Any]]:
+    return value.items() if isinstance(value, Mapping) else _pairs(name, value).items()
+
+
+def shape_from_words(words: str) -> Shape:
+    """`1x3x224x224`, or smallest:usual:largest like `1x8:1x128:1x512`.
+
+    Raises:
+        InputError: not such words, or sizes that do not grow from smallest to largest.
+    """
+    parts = [part.split("x") if part else [] for part in words.split(":")]
+    if len(parts) not in (1, 3) or not all(size.isdigit() and int(size) > 0 for part in parts for size in part):
+        raise InputError(f"{words!r} is not a shape.", "Write it like 1x3x224x224, or smallest:usual:largest.")
+    sizes = [tuple(int(size) for size in part) for part in parts]
+    smallest, usual, largest = sizes if len(sizes) == 3 else sizes * 3
+    ranks = {len(smallest), len(usual), len(largest)}
+    if len(ranks) > 1 or not all(a <= b <= c for a, b, c in zip(smallest, usual, largest, strict=True)):
+        raise InputError(f"The shapes in {words!r} do not grow from smallest to largest.", "Write smallest:usual:largest of one rank.")
+    return Shape(smallest, usual, largest)
+
+
+def _path(_name: str, value: Any) -> Path:
+    return Path(value)
+
+
+_READ = {
+    "targets": _several,
+    "backends": _several,
+    "min_metric": _number,
+    "min_speedup": _number,
+    "threads": _whole,
+    "seed": _whole,
+    "max_drop": _text,
+    "calibration": _text,
+    "evaluation": _text,
+    "metric": _text,
+    "factory": _text,
+    "time_budget": _seconds,
+    "factory_args": _pairs,
+    "shapes": _shapes,
+    "plan": _path,
+}
+
+
+def _toml(path: Path) -> tuple[dict[str, Any], Preprocessing]:
+    """The words and the preprocessing of an optimize.toml, its relative paths counted from its own folder."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"There is no file {path.name}.", "Give --config the path of an optimize.toml.") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path.name} can't be read: {error}.", "See https://toml.io for the form.") from None
+    inputs = content.pop("inputs", {})
+    words = {}
+    for name, value in content.items():
+        word = name.replace("-", "_")
+        word = _TOML_NAMES.get(word, word)
+        words[word] = _from_folder(path.parent, value) if word in _PATHS and isinstance(value, str) else value
+    if not isinstance(inputs, dict) or not all(isinstance(one, dict) for one in inputs.values()):
+        raise InputError(f"[inputs] in {path.name} is not a table of tables.", "Write one [inputs.NAME] for each input.")
+    return words, Preprocessing({name: _input(name, one) for name, one in inputs.items()})
+
+
+def _from_folder(folder: Path, word: str) -> str:
+    file = word.split(":")[0]
+    return str(folder / word) if (folder / file).exists() else word
+
+
+def _input(name: str, table: Mapping[str, Any]) -> InputPreprocessing:
+    known = {known.name for known in fields(InputPreprocessing)}
+    if unknown := set(table) - known:
+        raise InputError(f"[inputs.{name}] has no option {sorted(unknown)[0]!r}.", f"Known are: {', '.join(sorted(known))}.")
+    values = dict(table)
+    for key in ("mean", "std"):
+        if key in values:
+            numbers = values[key] if isinstance(values[key], list) else [values[key]]
+            if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
+                raise InputError(f"{key} of [inputs.{name}] is not a list of numbers.", "Give one number, or one a channel.")
+            values[key] = tuple(float(number) for number in numbers)
+    for key, kind in (("layout", str), ("function", str), ("scale", (int, float))):
+        if key in values and not isinstance(values[key], kind):
+            raise InputError(f"{key} of [inputs.{name}] can't be {values[key]!r}.", "See README for the form.")
+    return InputPreprocessing(**values)
+
+
+def _refuse_code_of_the_file(from_file: Mapping[str, Any], given: Mapping[str, Any], preprocessing: Preprocessing) -> None:
+    """Under --ci a file may not bring code to run that the command line does not name itself."""
+    for name in _CODE:
+        if ":" in str(from_file.get(name, "")) and given.get(name) is None:
+            raise InputError(
+                f"Under --ci the code that optimize.toml names as {name} is not run.", f"Repeat it: --{name} {from_file[name]}"
+            )
+    for name, how in preprocessing.inputs.items():
+        if how.function:
+            raise InputError(
+                f"Under --ci the function that optimize.toml names for {name!r} is not run.", "Use layout, scale, mean and std."
+            )
