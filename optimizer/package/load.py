@@ -1,0 +1,121 @@
+"""Loading an engine folder: verified first, then run with the preprocessing that it was calibrated and gated with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.targets import target_from_name
+from optimizer.backends import backend
+from optimizer.engine import Arrays, Engine
+from optimizer.errors import InputError, UnavailableError
+from optimizer.model import TensorSpec
+from optimizer.package.passport import Passport, verify
+
+
+class LoadedEngine:
+    """An engine ready to run; also a context that closes it."""
+
+    def __init__(self, passport: Passport, engine: Engine) -> None:
+        self.passport = passport
+        self._engine = engine
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self.passport.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self.passport.outputs
+
+    @property
+    def peak_bytes(self) -> int | None:
+        return self._engine.peak_bytes
+
+    def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
+        """Every output by name, for what the model takes: preprocessed, every input by name.
+
+        Raises:
+            InputError: an input is missing or unknown, or differs from its TensorSpec in type or shape.
+        """
+        check(feeds, self.inputs)
+        return self._engine.run(feeds)
+
+    def run_raw(self, raw: Arrays) -> dict[str, NDArray[Any]]:
+        """Every output by name, for a batch as the data set holds it (uint8 NHWC images, say).
+
+        Raises:
+            InputError: an input is missing, does not fit, or is prepared by a function of the user's that is not in the engine.
+        """
+        unknown = sorted(raw.keys() - {spec.name for spec in self.inputs})
+        if unknown:
+            raise InputError(f"The engine has no input {unknown[0]!r}.", f"Its inputs are: {_names(self.inputs)}.")
+        return self.run(self.passport.preprocessing.apply(raw, self.inputs))
+
+    def close(self) -> None:
+        """Give the engine's memory back; it can't run afterwards."""
+        self._engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def load(folder: Path) -> LoadedEngine:
+    """The engine in a folder, every file of it verified before anything is loaded.
+
+    Raises:
+        InputError: there is no such folder.
+        VerificationError: the folder is not what its passport says.
+        UnavailableError: the engine is for hardware or software that is not here, or the folder holds a handover alone.
+    """
+    passport = verify(folder)
+    why_not = unloadable(passport)
+    if why_not is not None:
+        raise UnavailableError(f"{folder.name} can't be loaded here: {why_not}.", f"Load it on a machine with {passport.target}.")
+    return LoadedEngine(passport, backend(passport.backend).load(folder, passport.knobs))
+
+
+def unloadable(passport: Passport) -> str | None:
+    """Why an engine can't be loaded on this machine, None where nothing speaks against it."""
+    if passport.engine is None:
+        return f"it holds a handover for {passport.target} and no engine of ours"
+    target = target_from_name(passport.target)
+    module = backend(passport.backend)
+    reason: str | None = module.missing(target)
+    if reason is None and not module.capability(target).runs_here:
+        reason = f"this machine has no {passport.target}"
+    return reason
+
+
+def check(feeds: Arrays, inputs: tuple[TensorSpec, ...]) -> None:
+    """Raises InputError unless `feeds` has each input in its type and shape, with the same size wherever a name is free."""
+    known = {spec.name for spec in inputs}
+    for name in sorted(feeds.keys() - known):
+        raise InputError(f"The engine has no input {name!r}.", f"Its inputs are: {_names(inputs)}.")
+    sizes: dict[str, int] = {}
+    for spec in inputs:
+        if spec.name not in feeds:
+            raise InputError(f"The input {spec.name!r} is missing.", f"Give every input: {_names(inputs)}.")
+        array = feeds[spec.name]
+        if array.dtype != np.dtype(spec.dtype):
+            raise InputError(
+                f"The input {spec.name!r} is {array.dtype}, the engine takes {spec.dtype}.",
+                f"Convert it with .astype({spec.dtype!r}), or give raw data to run_raw.",
+            )
+        wanted = f"The engine takes ({', '.join(map(str, spec.shape))})."
+        if array.ndim != len(spec.shape):
+            raise InputError(f"The input {spec.name!r} has shape {array.shape}.", wanted)
+        for have, want in zip(array.shape, spec.shape, strict=True):
+            if have != (want if isinstance(want, int) else sizes.setdefault(want, have)):
+                raise InputError(f"The input {spec.name!r} has shape {array.shape}, which does not fit.", wanted)
+
+
+def _names(inputs: tuple[TensorSpec, ...]) -> str:
+    return ", ".join(spec.name for spec in inputs)
