@@ -45,9 +45,9 @@ def _gpu(word: str) -> Target | None:
 
 
 def _nearest(word: str) -> str:
-    names = ["cpu", "auto", *GPUS]
-    close = difflib.get_close_matches(word, [*names, *ALIASES], n=3, cutoff=0.5)
-    return f"Did you mean {' or '.join(close)}?" if close else f"Choose one of {', '.join(names)}."
+    meant = {_plain(alias): name for alias, name in ALIASES.items()} | {_plain(name): name for name in ("cpu", "auto", *GPUS)}
+    close = dict.fromkeys(meant[found] for found in difflib.get_close_matches(word, meant, n=4, cutoff=0.5))
+    return f"Did you mean {' or '.join(close)}?" if close else f"Choose one of cpu, auto, {', '.join(GPUS)}."
 
 
 def _this_gpu() -> Target | None:

@@ -2,14 +2,49 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import gc
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.rank import Centre, centre
+from optimizer.progress import Track, silent
+
+Clock = Callable[[], float]
+"""Seconds that have passed, from any start."""
+
+SAME = math.log(1.01)
+"""Two times that differ by less than 1 % count as the same."""
+
+LOOKS = (10, 15, 23, 34, 51, 77, 115, 173, 260, 390)
+"""After how many rounds the race looks whether it is decided. Each look may be wrong, so each has its share of the error."""
+
+LEAST = 7
+"""Rounds that are run even where they take longer than the budget: fewer give no interval at the level of `AT_END`."""
+
+AT_LOOK = 0.025 / len(LOOKS)
+AT_END = 0.025
+"""Error of an interval that ends the race at a look, and where the budget ends it: together 5 %, whenever it stops."""
+
+_BLOCK_SECONDS = 0.004
+_BLOCK_RUNS = 100
+_SWEEP_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
 class Timing:
     """Time of one contender in a paired race. `ratio` is time of `versus` over its own time: above 1 is faster.
 
-    `low` and `high` are a 95 % interval of the ratio; `stopped` says why the race ended; `timed_on` names the machine.
+    `milliseconds`, `p90` and `p99` are quantiles of single runs right behind another run of the same contender;
+    `cold_milliseconds` is the median of runs whose data had been swept out of the caches. `low` and `high` are a 95 %
+    interval of the ratio; `stopped` says why the race ended; `timed_on` names the machine.
     """
 
     milliseconds: float
@@ -22,3 +57,155 @@ class Timing:
     runs: int
     stopped: str
     timed_on: str
+    cold_milliseconds: float | None = None
+
+
+@dataclass
+class _Record:
+    """What was measured of one contender: seconds of cold runs, of single hot runs, and the hot centre by round."""
+
+    block: int = 1
+    cold: list[float] = field(default_factory=list)
+    hot: list[float] = field(default_factory=list)
+    rounds: list[float] = field(default_factory=list)
+
+
+def race(
+    contenders: Mapping[str, Callable[[], object]],
+    baseline: str,
+    *,
+    seconds: float,
+    timed_on: str,
+    track: Track = silent,
+    clock: Clock = time.perf_counter,
+    sweep: Callable[[], object] | None = None,
+    seed: int = 0,
+) -> dict[str, Timing]:
+    """Time `contenders` against each other until it is certain which is the fastest, or `seconds` have passed.
+
+    A round visits all in random order. At a visit the caches are swept, so that everyone has the same predecessor; then
+    comes one cold run, then a block of hot ones (several where a run is short), whose median is the round's time. Times are
+    compared within rounds, so a machine that slows down meanwhile slows down everyone. A contender that is certainly
+    slower than another one by more than 1 % is not run any further, the baseline excepted.
+
+    What a contender returns is dropped, what it raises comes through. `clock` and `sweep` are parameters for tests.
+    """
+    if baseline not in contenders:
+        raise ValueError(f"the baseline {baseline!r} is not among the contenders")
+    sweep = sweep or _cache_sweep()
+    start = clock()
+    records = {name: _Record() for name in contenders}
+    for number, (name, run) in enumerate(contenders.items()):
+        track("warming up", number, len(contenders))
+        estimate = _warm_up(run, clock, seconds / 10 / len(contenders))
+        records[name].block = min(_BLOCK_RUNS, max(1, math.ceil(_BLOCK_SECONDS / max(estimate, 1e-9))))
+    order, running, done, verdict, error = random.Random(seed), list(contenders), 0, "", AT_END
+    stopped: dict[str, str] = {}
+    while not verdict:
+        with _no_garbage_collection():
+            for name in order.sample(running, len(running)):
+                _visit(contenders[name], records[name], clock, sweep)
+        done += 1
+        track("timing", min(1000, round(1000 * (clock() - start) / seconds)) if seconds > 0 else 1000, 1000)
+        if done in LOOKS:
+            (verdict, slower), error = _look(records, running, baseline, done), AT_LOOK
+            stopped |= slower
+            running = [name for name in running if name not in stopped]
+        if not verdict and done >= LEAST and clock() - start >= seconds:
+            verdict, error = f"time budget of {seconds:g} s spent after {done} rounds", AT_END
+    return {
+        name: _timing(record, records[baseline], baseline, stopped.get(name, verdict), AT_LOOK if name in stopped else error, timed_on)
+        for name, record in records.items()
+    }
+
+
+def _warm_up(run: Callable[[], object], clock: Clock, seconds: float) -> float:
+    """Run until three runs are no more than 2 % better than all before, twice at least; seconds of the best run."""
+    times: list[float] = []
+    start = clock()
+    while len(times) < 2 or clock() - start < seconds:
+        before = clock()
+        run()
+        times.append(clock() - before)
+        if len(times) > 3 and min(times[-3:]) >= 0.98 * min(times[:-3]):
+            break
+    return min(times)
+
+
+def _visit(run: Callable[[], object], record: _Record, clock: Clock, sweep: Callable[[], object]) -> None:
+    """One cold run and a block of hot ones."""
+    sweep()
+    marks = [clock()]
+    for _ in range(1 + record.block):
+        run()
+        marks.append(clock())
+    cold, *hot = (end - begin for begin, end in pairwise(marks))
+    record.cold.append(cold)
+    record.hot += hot
+    record.rounds.append(float(np.median(hot)))
+
+
+def _look(records: Mapping[str, _Record], running: list[str], baseline: str, rounds: int) -> tuple[str, dict[str, str]]:
+    """The reason to end the race, or nothing; and the contenders that are certainly slower than the fastest, with the reason."""
+    fastest = min(running, key=lambda name: float(np.median(records[name].rounds)))
+    open_question, same = False, False
+    slower = {}
+    for name in running:
+        if name == fastest:
+            continue
+        lead = _gain(records[name], records[fastest], AT_LOOK)
+        if lead.low > SAME and name != baseline:
+            slower[name] = f"slower than {fastest}, certain after {rounds} rounds"
+        elif lead.low > -SAME and lead.high < SAME:
+            same = True
+        elif lead.low <= 0:
+            open_question = True
+    if open_question:
+        return (f"no difference could be made sure of in {rounds} rounds" if rounds == LOOKS[-1] else ""), slower
+    return (f"difference under 1 % after {rounds} rounds" if same else f"ranking certain after {rounds} rounds"), slower
+
+
+def _gain(slow: _Record, fast: _Record, error: float) -> Centre:
+    """The centre of log(time of `slow` / time of `fast`) over the rounds that both ran."""
+    shared = min(len(slow.rounds), len(fast.rounds))
+    return centre(_logs(slow)[:shared] - _logs(fast)[:shared], error)
+
+
+def _logs(record: _Record) -> NDArray[np.float64]:
+    return np.asarray(np.log(np.maximum(record.rounds, 1e-9)), dtype=np.float64)
+
+
+def _timing(record: _Record, base: _Record, baseline: str, stopped: str, error: float, timed_on: str) -> Timing:
+    gain = _gain(base, record, error) if record is not base else Centre(0.0, 0.0, 0.0)
+    p50, p90, p99 = (1000 * float(value) for value in np.quantile(record.hot, [0.5, 0.9, 0.99]))
+    return Timing(
+        milliseconds=p50,
+        p90=p90,
+        p99=p99,
+        versus=baseline,
+        ratio=math.exp(gain.value),
+        low=math.exp(gain.low),
+        high=math.exp(gain.high),
+        runs=len(record.hot) + len(record.cold),
+        stopped=stopped,
+        timed_on=timed_on,
+        cold_milliseconds=1000 * float(np.median(record.cold)),
+    )
+
+
+def _cache_sweep() -> Callable[[], object]:
+    """Something to run that leaves nothing of the contenders in the caches of this core."""
+    data = np.zeros(_SWEEP_BYTES // 8)
+    return lambda: np.add(data, 1.0, out=data)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """A collection inside a run would be counted as the contender's time; between rounds it is let in."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
