@@ -1,0 +1,199 @@
+"""A child lives no longer than its parent, keeps its limits, and whatever it does comes out as an error of the user's."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import numpy as np
+import pytest
+
+from optimizer.errors import InputError, UnavailableError
+from optimizer.process import Child, check_house, isolated, run_worker
+
+Write = Callable[..., Path]
+
+
+def run(folder: Path, worker: str = "worker", **limits: Any) -> list[dict[str, Any]]:
+    command = isolated(folder / f"{worker}.py")
+    return list(run_worker(command, request={"number": 3}, folder=folder, what="The worker", **limits))
+
+
+def gone(pid: int, seconds: float = 5) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_worker_gets_its_request_and_its_events_come_back_in_order(user: Write) -> None:
+    folder = user(
+        worker="""
+        def main(channel):
+            for step in range(channel.receive().event["number"]):
+                channel.send("step", done=step)
+        """
+    )
+    assert [event.get("done") for event in run(folder)] == [0, 1, 2, None]
+
+
+def test_events_come_back_while_the_worker_still_runs(user: Write) -> None:
+    folder = user(
+        worker="""
+        import time
+        def main(channel):
+            channel.send("first")
+            time.sleep(60)
+        """
+    )
+    events = run_worker(isolated(folder / "worker.py"), request={}, folder=folder, what="It")
+    start = time.monotonic()
+    assert next(events)["event"] == "first"
+    events.close()
+    assert time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("raise ValueError('no such stage')", "ValueError: no such stage"),
+        ("import os; os._exit(7)", "exit code 7"),
+        ("import os; os._exit(0)", "exit code 0 before it was done"),
+        ("import sys; sys.exit(0)", "SystemExit"),
+        ("import os; os.abort()", "SIGABRT"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "memory"),
+        ("import os; os.write(channel._line.fileno(), b'\\x00garbage\\n')", "a line that is not its own"),
+        ("import os; os.write(channel._line.fileno(), b'[' * 100000 + b'\\n')", "a line that is not its own"),
+        ('channel._line.sendall(b\'{"event": "x", "arrays": [["a", "|O", [1]]]}\\n\')', "a line that is not its own"),
+        ('channel._line.sendall(b\'{"event": "x", "arrays": [["a", "<f4", [1000000000, 1000000000]]]}\\n\')', "not its own"),
+        ("import time; channel._line.close(); time.sleep(60)", "closed the line"),
+        ("bytearray(1 << 34)", "not enough memory"),
+        ("print('x' * 50_000_000); print('the last word'); import os; os._exit(1)", "the last word"),
+        ("import time; time.sleep(60)", "took more than 2 s"),
+        ("print('\\x1b[31mred\\x1b[0m'); import os; os._exit(1)", "its last words:"),
+    ],
+)
+def test_whatever_a_child_does_comes_out_as_a_users_error(user: Write, body: str, words: str) -> None:
+    folder = user(worker=f"def main(channel):\n    channel.receive()\n    {body}\n")
+    with pytest.raises(InputError) as caught:
+        run(folder, memory=1 << 32, seconds=2 if "sleep(60)" in body and "close" not in body else 30)
+    assert words in caught.value.reason
+    assert caught.value.reason.startswith("The worker ")
+    assert len(caught.value.reason) < 2000
+    assert caught.value.reason.isprintable()
+    assert caught.value.remedy
+
+
+def test_an_error_keeps_its_kind_and_words(user: Write) -> None:
+    folder = user(worker="def main(channel):\n    channel.refuse('No driver.', 'Install one.', exit_code=5)\n")
+    with pytest.raises(UnavailableError) as caught:
+        run(folder)
+    assert (caught.value.reason, caught.value.remedy) == ("No driver.", "Install one.")
+
+
+def test_a_child_that_leaves_a_writing_process_behind_is_no_hang(user: Write) -> None:
+    folder = user(
+        worker="""
+        import os, subprocess
+        def main(channel):
+            child = subprocess.Popen(["yes"])
+            open("pid", "w").write(str(child.pid))
+            os._exit(3)
+        """
+    )
+    start = time.monotonic()
+    with pytest.raises(InputError, match="exit code 3"):
+        run(folder)
+    assert time.monotonic() - start < 20
+    assert gone(int((folder / "pid").read_text()))
+
+
+def test_neither_side_blocks_the_other_with_more_than_a_pipe_holds(user: Write) -> None:
+    folder = user(
+        worker="""
+        import threading
+        def main(channel):
+            threading.Thread(target=lambda: print("x" * 5_000_000), daemon=True).start()
+            arrays = channel.receive().arrays
+            print("y" * 5_000_000)
+            channel.send("back", arrays)
+        """
+    )
+    sent = np.arange(4_000_000, dtype=np.float32).reshape(2, -1)
+    with Child(isolated(folder / "worker.py"), folder=folder, what="The worker") as child:
+        child.send({"event": "request"}, {"x": sent, "empty": np.zeros((0, 3)), "scalar": np.array(True)})
+        back = child.receive(60).arrays
+    np.testing.assert_array_equal(back["x"], sent)
+    assert back["empty"].shape == (0, 3)
+    assert back["scalar"].shape == ()
+    assert back["scalar"].dtype == bool
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_no_child_outlives_its_parent_however_that_dies(user: Write, how: signal.Signals) -> None:
+    folder = user(
+        worker="""
+        import os, time
+        def main(channel):
+            channel.send("started", pid=os.getpid())
+            time.sleep(60)
+        """
+    )
+    program = f"""
+        from pathlib import Path
+        from optimizer.process import isolated, run_worker
+        folder = Path({str(folder)!r})
+        for event in run_worker(isolated(folder / "worker.py"), request={{}}, folder=folder, what="The worker"):
+            print(event["pid"], flush=True)
+    """
+    parent = subprocess.Popen([sys.executable, "-c", dedent(program)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    with parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        parent.send_signal(how)
+        parent.wait()
+    dead = gone(pid)
+    if not dead:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    assert dead
+
+
+def test_a_child_whose_parent_died_before_it_was_tied_ends_by_itself() -> None:
+    launch = Path(__file__).parents[2] / "optimizer" / "launch.py"
+    not_its_parent = str(os.getpid() + 1)
+    done = subprocess.run([sys.executable, "-I", "-S", str(launch), not_its_parent, "0", "/bin/echo", "ran"], capture_output=True)
+    assert done.returncode == 1
+    assert b"ran" not in done.stdout
+
+
+def test_a_program_that_is_not_there_is_an_error_in_words(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="exit code"):
+        list(run_worker(["/no/such/program"], request={}, folder=tmp_path, what="The worker"))
+
+
+def test_the_house_is_ours_here() -> None:
+    check_house()
+
+
+def test_another_package_called_kernels_is_refused_with_the_remedy(user: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = user({"kernels/__init__.py": ""})
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "kernels", raising=False)
+    with pytest.raises(InputError, match="'kernels'") as caught:
+        check_house()
+    assert "environment of its own" in caught.value.remedy
