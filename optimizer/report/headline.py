@@ -1,0 +1,109 @@
+"""The sentence that a build ends in: how fast, how much was lost and how surely, where that was found out, what was refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kernels.target import Target
+from optimizer.engine import Candidate, Parity
+
+_RATES = ("top1", "top5", "agreement", "recall@")
+_SIMULATION = "simulation"
+
+
+def headline_from(subject: Candidate, candidates: Sequence[Candidate], parity: Parity, target: Target) -> str:
+    """One line of plain text about `subject`, the candidate that ships or that the verdict is about."""
+    parts = [_fast(subject), _lost(parity), _where(parity, target), *_refused(subject, candidates)]
+    return "; ".join(part for part in parts if part)
+
+
+def is_rate(metric: str) -> bool:
+    """Whether a metric is a share of answers, told in percent and points."""
+    return metric.startswith(_RATES)
+
+
+def score(value: float | None, metric: str) -> str:
+    """A metric's value for people: `81.95 %`, or four digits where it is no rate."""
+    if value is None:
+        return "none"
+    return f"{100 * value:.2f} %" if is_rate(metric) else f"{value:.4g}"
+
+
+def points(value: float | None, metric: str) -> str:
+    """A difference of a metric for people: `0.15 pp`, or three digits where it is no rate."""
+    if value is None:
+        return "unknown"
+    # Adding 0 turns -0.0 into 0.0, which would read as a gain.
+    return f"{round(100 * value, 2) + 0:.2f} pp" if is_rate(metric) else f"{value + 0:.3g}"
+
+
+def dropped(drop: float | None, low: float | None, high: float | None, metric: str) -> str:
+    """A drop with its bounds for people: `0.15 pp [-0.20, 0.52]`."""
+    if drop is None:
+        return "unknown"
+    bounds = ", ".join(points(bound, metric).removesuffix(" pp") for bound in (low, high))
+    return f"{points(drop, metric)} [{bounds}]"
+
+
+def _fast(subject: Candidate) -> str:
+    name, timing = subject.name.upper() if len(subject.name) < 6 else subject.name, subject.timing
+    if timing is None:
+        return f"{name}, not timed"
+    if timing.versus == subject.name:
+        return f"{name} {timing.milliseconds:.3g} ms, nothing lower was faster and good enough"
+    word = "faster than" if timing.ratio >= 1 else "the speed of (slower)"
+    return f"{name} {timing.ratio:.2f}x {word} {timing.versus} [{timing.low:.2f}, {timing.high:.2f}]"
+
+
+def _lost(parity: Parity) -> str:
+    metric = parity.metric
+    if parity.drop is None:
+        return parity.reason.rstrip(".")
+    text = f"{metric} {score(parity.parent, metric)} -> {score(parity.engine, metric)}, " if parity.parent is not None else f"{metric}: "
+    text += f"drop {dropped(parity.drop, parity.low, parity.high, metric)}"
+    if parity.budget is not None:
+        text += f" of {points(parity.budget, metric)} allowed"
+    if parity.verdict == "inconclusive":
+        text += f" ({_needed(parity)})"
+    return text
+
+
+def _needed(parity: Parity) -> str:
+    if parity.samples_needed is None:
+        return "more samples would not help" if parity.samples else "no evaluation data"
+    return f"about {max(parity.samples_needed - parity.samples, 1):,} more samples would decide"
+
+
+def _where(parity: Parity, target: Target) -> str:
+    if parity.gated_on != _SIMULATION:
+        return ""
+    return f"simulated on the CPU, never run on {_with_article(target.device or target.name)}"
+
+
+def _with_article(device: str) -> str:
+    """`an L4`, `a T4`: letters that are spoken with a vowel first take `an`."""
+    word = device.removeprefix("NVIDIA ")
+    spelled = len(word) > 1 and (word[1].isupper() or word[1].isdigit())
+    return f"{'an' if word[0] in ('AEFHILMNORSX' if spelled else 'AEIO') else 'a'} {word}"
+
+
+def _refused(subject: Candidate, candidates: Sequence[Candidate]) -> list[str]:
+    """The fastest candidate that the gate held back, where it was faster than what ships."""
+    own = subject.timing.ratio if subject.timing is not None else 0.0
+    faster = [
+        one
+        for one in candidates
+        if one.timing is not None
+        and one.timing.ratio > own
+        and one.parity is not None
+        and one.parity.verdict != "pass"
+        and one.name != subject.name
+    ]
+    if not faster:
+        return []
+    best = max(faster, key=lambda one: one.timing.ratio if one.timing is not None else 0.0)
+    assert best.timing is not None
+    assert best.parity is not None
+    parity = best.parity
+    why = _needed(parity) if parity.verdict == "inconclusive" else f"it would lose {points(parity.drop, parity.metric)}"
+    return [f"{best.name} {best.timing.ratio:.2f}x held back: {why}"]

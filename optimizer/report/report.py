@@ -1,0 +1,321 @@
+"""report.json: what was asked, what was tried, what came out, and how surely.
+
+A Report holds no sample of anybody's data and no absolute path; a view shows it and adds nothing to it.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kernels.target import Target
+from optimizer.engine import Candidate, Parity, Realised, Rung, Verdict
+from optimizer.model import Fusion, Model, Source
+from optimizer.plan import Knobs
+from optimizer.preprocessing import Preprocessing
+from optimizer.report.headline import headline_from
+
+SCHEMA = "optimize.report/1"
+SEVERAL = "optimize.reports/1"
+
+WORST_FIRST = (1, 2, 6, 5, 3, 4, 0)
+"""Exit codes by weight: of several targets the first of these that occurs is the command's."""
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One of the user's layers: the precision that was planned, what the built engine has, and why they differ."""
+
+    name: str
+    op: str
+    planned: str
+    realised: str
+    reason: str = ""
+    ms: float | None = None
+    kernel: str = ""
+
+    @property
+    def differs(self) -> bool:
+        """Whether it became something else than planned; being folded into another layer takes nothing away."""
+        return self.realised not in (self.planned, "folded")
+
+
+@dataclass(frozen=True)
+class PrecisionReport:
+    """`requested` is the user's word, `realised` the lowest precision that a layer of the engine has; `counts` layers by it."""
+
+    requested: str
+    realised: str
+    layers: tuple[LayerReport, ...]
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Milliseconds a run, `speedup` over the unquantized sibling with its 95 % interval; all None where not timed."""
+
+    baseline_ms: float | None = None
+    engine_ms: float | None = None
+    speedup: float | None = None
+    low: float | None = None
+    high: float | None = None
+    timed_on: str | None = None
+    baseline: str | None = None
+    p90_ms: float | None = None
+    p99_ms: float | None = None
+    runs: int | None = None
+    stopped: str | None = None
+
+
+@dataclass(frozen=True)
+class CandidateReport:
+    """A plan that was tried. `launches` and `moved_bytes` are static counts, for a target where nothing could be timed."""
+
+    name: str
+    backend: str
+    precision: str
+    knobs: Knobs
+    latency_ms: float | None
+    speedup: float | None
+    verdict: Verdict | None
+    outcome: str
+    reason: str
+    drop: float | None = None
+    low: float | None = None
+    high: float | None = None
+    samples_needed: int | None = None
+    distance: float | None = None
+    agreement: float | None = None
+    int8_layers: int = 0
+    launches: int | None = None
+    moved_bytes: int | None = None
+    memory: Mapping[str, int] = field(default_factory=dict)
+    recovery: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """What calibration saw of a tensor and the range it was given.
+
+    `bins` are the shares of all values in equal steps from `minimum` to `maximum`; `clipped` is the share outside the range.
+    """
+
+    name: str
+    method: str
+    low: float
+    high: float
+    minimum: float
+    maximum: float
+    bins: tuple[float, ...]
+    clipped: float
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set by its name and hash; `left_out` counts samples that were not used, and `note` says why."""
+
+    source: str
+    sha256: str
+    samples: int
+    left_out: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What the engine came from; `calibration` is None where there was none, `random_calibration` where numbers were made up."""
+
+    source: Source
+    versions: Mapping[str, str]
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    calibration: Data | None = None
+    evaluation: Data | None = None
+    random_calibration: bool = False
+    seed: int = 0
+    plan: str | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything about one engine for one target: what report.json holds."""
+
+    verdict: Verdict
+    headline: str
+    exit_code: int
+    gate: Parity
+    ladder: tuple[Rung, ...]
+    precision: PrecisionReport
+    speed: Speed
+    memory: Mapping[str, int]
+    fusions: tuple[Fusion, ...]
+    candidates: tuple[CandidateReport, ...]
+    target: Target
+    provenance: Provenance
+    calibration: tuple[TensorReport, ...] = ()
+    notes: tuple[str, ...] = ()
+    schema: str = SCHEMA
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A target for which nothing was built, with the words of its error."""
+
+    title: str
+    reason: str
+    remedy: str
+    exit_code: int
+
+
+@dataclass(frozen=True)
+class Reports:
+    """Several targets of one command: the report.json above their folders."""
+
+    targets: Mapping[str, Report]
+    failures: Mapping[str, Failure]
+    headline: str
+    exit_code: int
+    schema: str = SEVERAL
+
+
+def report_from(
+    *,
+    model: Model,
+    target: Target,
+    requested: str,
+    subject: Candidate,
+    candidates: Sequence[Candidate],
+    parity: Parity,
+    provenance: Provenance,
+    exit_code: int,
+    ladder: Sequence[Rung] = (),
+    calibration: Sequence[TensorReport] = (),
+    notes: Sequence[str] = (),
+    folders: Sequence[Path] = (),
+) -> Report:
+    """The Report of a build.
+
+    `subject` is the candidate that ships, or where none does the one that the verdict is about; `candidates` are all that
+    were tried, the subject among them.  `folders` are private folders whose paths are taken out of every sentence, beside
+    this process' own (working folder, home, temporary files, Python).
+    """
+    private = (*folders, Path.cwd(), Path.home(), Path(tempfile.gettempdir()), Path(sys.prefix))
+    baseline = next((one for one in candidates if subject.timing and one.name == subject.timing.versus), None)
+    speed = _speed(subject, baseline)
+    built = subject.built
+    realised = built.realised if built is not None else ()
+    told = dict.fromkeys((*notes, *parity.notes, *(built.notes if built is not None else ())))
+    return Report(
+        verdict=parity.verdict,
+        headline=portable(headline_from(subject, candidates, parity, target), private),
+        exit_code=exit_code,
+        gate=parity,
+        ladder=tuple(ladder),
+        precision=PrecisionReport(
+            requested=requested,
+            realised=lowest(layer.realised for layer in realised) if realised else lowest([subject.plan.base]),
+            layers=tuple(_layer(layer, private) for layer in realised),
+            counts=dict(Counter(layer.realised for layer in realised)),
+        ),
+        speed=speed,
+        memory=dict(built.memory) if built is not None else {},
+        fusions=model.fusions,
+        candidates=tuple(_candidate(one, private) for one in candidates),
+        target=target,
+        provenance=provenance,
+        calibration=tuple(calibration),
+        notes=tuple(portable(note, private) for note in told),
+    )
+
+
+LOWEST_FIRST = ("int8", "int8_dynamic", "bf16", "fp16", "fp32")
+
+
+def lowest(precisions: Iterable[str]) -> str:
+    """The lowest of some precisions; layers that were folded away or compute in integers by nature don't count."""
+    present = set(precisions)
+    return next((precision for precision in LOWEST_FIRST if precision in present), "fp32")
+
+
+def portable(text: str, private: Sequence[Path]) -> str:
+    """`text` without the paths of private folders: a file in one is left by its name alone."""
+    for folder in sorted({str(path) for path in private if path.parts[1:]}, key=len, reverse=True):
+        text = text.replace(folder + "/", "").replace(folder, Path(folder).name)
+    return text
+
+
+def worst(codes: Sequence[int]) -> int:
+    """The exit code of several."""
+    return min(codes, key=WORST_FIRST.index)
+
+
+def reports_from(ended: Mapping[str, Report | Failure]) -> Reports:
+    """The summary of several targets, by name; the headline says how each ended."""
+    said = [f"{name} {one.verdict if isinstance(one, Report) else one.title.lower()}" for name, one in ended.items()]
+    return Reports(
+        targets={name: one for name, one in ended.items() if isinstance(one, Report)},
+        failures={name: one for name, one in ended.items() if isinstance(one, Failure)},
+        headline=", ".join(said),
+        exit_code=worst([one.exit_code for one in ended.values()]),
+    )
+
+
+def _speed(subject: Candidate, baseline: Candidate | None) -> Speed:
+    timing = subject.timing
+    if timing is None:
+        return Speed()
+    return Speed(
+        baseline_ms=baseline.timing.milliseconds if baseline is not None and baseline.timing is not None else None,
+        engine_ms=timing.milliseconds,
+        speedup=timing.ratio,
+        low=timing.low,
+        high=timing.high,
+        timed_on=timing.timed_on,
+        baseline=timing.versus,
+        p90_ms=timing.p90,
+        p99_ms=timing.p99,
+        runs=timing.runs,
+        stopped=timing.stopped,
+    )
+
+
+def _layer(layer: Realised, private: Sequence[Path]) -> LayerReport:
+    return LayerReport(
+        name=layer.layer,
+        op=layer.operator,
+        planned=layer.planned,
+        realised=layer.realised,
+        reason=portable(layer.reason, private),
+        ms=layer.ms,
+        kernel=layer.kernel,
+    )
+
+
+def _candidate(one: Candidate, private: Sequence[Path]) -> CandidateReport:
+    parity, built = one.parity, one.built
+    launches = built.launches if built is not None else ()
+    return CandidateReport(
+        name=one.name,
+        backend=one.plan.backend,
+        precision=lowest([one.plan.base, *one.plan.precisions.values()]),
+        knobs=dict(one.plan.knobs),
+        latency_ms=one.timing.milliseconds if one.timing is not None else None,
+        speedup=one.timing.ratio if one.timing is not None else None,
+        verdict=parity.verdict if parity is not None else None,
+        outcome=one.outcome,
+        reason=portable(one.reason or (parity.reason if parity is not None else "") or one.plan.reason, private),
+        drop=parity.drop if parity is not None else None,
+        low=parity.low if parity is not None else None,
+        high=parity.high if parity is not None else None,
+        samples_needed=parity.samples_needed if parity is not None else None,
+        distance=one.distance,
+        agreement=one.agreement,
+        int8_layers=sum(layer.realised.startswith("int8") for layer in built.realised) if built is not None else 0,
+        launches=len(launches) or None,
+        moved_bytes=sum(launch.bytes for launch in launches) or None,
+        memory=dict(built.memory) if built is not None else {},
+        recovery=one.plan.recovery,
+    )

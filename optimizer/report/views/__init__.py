@@ -1,0 +1,1 @@
+"""Views of a report: one file each, with `render(report) -> str`."""

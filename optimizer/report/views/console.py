@@ -1,0 +1,142 @@
+"""The report on a terminal: plain text, or with colour where the terminal takes it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from io import StringIO
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from optimizer.report.escape import printable
+from optimizer.report.headline import dropped, points, score
+from optimizer.report.report import Report, Reports
+
+_COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "shipped": "green", "refused": "red"}
+_MOST_LAYERS = 12
+_NONE = "-"
+
+
+def render(report: Report | Reports, *, colour: bool = False, width: int = 110) -> str:
+    """The report as text of at most `width` columns, with ANSI colours if `colour`."""
+    console = Console(file=StringIO(), force_terminal=colour, no_color=not colour, width=width, highlight=False, emoji=False)
+    console.print(_several(report) if isinstance(report, Reports) else _one(report))
+    assert isinstance(console.file, StringIO)
+    lines = console.file.getvalue().splitlines()
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def text(words: object, style: str = "") -> Text:
+    """Words that may come out of a model: never read as markup, control characters spelled out."""
+    return Text(printable(str(words)), style=style)
+
+
+def _one(report: Report) -> Group:
+    parts: list[RenderableType] = [_gate(report), text("")]
+    parts += [_candidates(report), text(""), _precision(report)]
+    if report.ladder:
+        parts += [text(""), _ladder(report)]
+    if report.notes:
+        parts += [text(""), *(text(f"note: {note}") for note in report.notes)]
+    return Group(*parts)
+
+
+def _gate(report: Report) -> Group:
+    gate, metric = report.gate, report.gate.metric
+    lines = [
+        f"target      {report.target.name}: {report.target.device} ({report.target.compute})",
+        f"budget      {metric} may fall by {points(gate.budget, metric)}" if gate.budget is not None else f"gate        {gate.reason}",
+    ]
+    if gate.drop is not None:
+        lines.append(
+            f"{'drop':12}{points(gate.drop, metric)}, surely between {points(gate.low, metric)} and {points(gate.high, metric)}"
+            f" ({score(gate.parent, metric)} -> {score(gate.engine, metric)}, {gate.samples:,} samples, gated on {gate.gated_on})"
+        )
+    if report.speed.timed_on is None:
+        lines.append("speed       not timed: no such hardware here")
+    elif report.speed.engine_ms is not None and report.speed.speedup is not None:
+        lines.append(
+            f"speed       {report.speed.engine_ms:.3g} ms, {report.speed.speedup:.2f}x {report.speed.baseline}"
+            f" [{_number(report.speed.low, '.2f')}, {_number(report.speed.high, '.2f')}], timed on {report.speed.timed_on}"
+        )
+    return Group(text(f"verdict     {report.verdict}", _COLOURS[report.verdict]), *(text(line) for line in lines))
+
+
+def _candidates(report: Report) -> Table:
+    metric = report.gate.metric
+    timed = any(one.latency_ms is not None for one in report.candidates)
+    columns = ["candidate", "backend", "ms" if timed else "launches", "speedup" if timed else "MB moved", "drop (bounds)", "outcome", "why"]
+    table = _table("What was tried", columns)
+    for one in report.candidates:
+        drop = dropped(one.drop, one.low, one.high, metric) if one.drop is not None else _NONE
+        table.add_row(
+            text(one.name),
+            text(one.backend),
+            text(_number(one.latency_ms, ".3g") if timed else _number(one.launches, "d")),
+            text((_number(one.speedup, ".2f") + "x" if one.speedup else _NONE) if timed else _number(_megabytes(one.moved_bytes), ".1f")),
+            text(drop),
+            text(one.outcome, _COLOURS.get(one.outcome, "")),
+            text(one.reason),
+        )
+    return table
+
+
+def _precision(report: Report) -> RenderableType:
+    precision = report.precision
+    counts = ", ".join(f"{count} {name}" for name, count in Counter(precision.counts).most_common()) or "not read back"
+    line = text(f"precision   asked {precision.requested}, realised {precision.realised}: {counts}")
+    differing = [layer for layer in precision.layers if layer.differs]
+    if not differing:
+        return line
+    table = _table(
+        f"Layers that are not what was planned ({len(differing)} of {len(precision.layers)})", ["layer", "op", "planned", "realised", "why"]
+    )
+    for layer in differing[:_MOST_LAYERS]:
+        table.add_row(*(text(word) for word in (layer.name, layer.op, layer.planned, layer.realised, layer.reason)))
+    more = len(differing) - _MOST_LAYERS
+    return Group(line, table, *([text(f"... and {more} more: see report.html")] if more > 0 else []))
+
+
+def _ladder(report: Report) -> Table:
+    table = _table(
+        "Where it differs from its parent", ["rung", "agreement", "SQNR dB", "largest", "output's own sensitivity", "worst layer", "note"]
+    )
+    for rung in report.ladder:
+        numbers = (rung.agreement, ".4f"), (rung.sqnr_db, ".1f"), (rung.max_abs, ".3g"), (rung.output_sensitivity, ".3g")
+        table.add_row(text(rung.rung), *(text(_number(*number)) for number in numbers), text(rung.worst_layer or _NONE), text(rung.note))
+    return table
+
+
+def _several(reports: Reports) -> Table:
+    table = _table("Targets", ["target", "verdict", "precision", "speedup", "drop (bounds)", "what came of it"])
+    for name, one in reports.targets.items():
+        gate, speed = one.gate, one.speed.speedup
+        bounds = dropped(gate.drop, gate.low, gate.high, gate.metric)
+        table.add_row(
+            text(name),
+            text(one.verdict, _COLOURS[one.verdict]),
+            text(one.precision.realised),
+            text("not timed" if speed is None else f"{speed:.2f}x"),
+            text(_NONE if gate.drop is None else bounds),
+            text(one.headline),
+        )
+    for name, failure in reports.failures.items():
+        table.add_row(text(name), text(failure.title.lower(), "red"), *[text(_NONE)] * 3, text(f"{failure.reason} {failure.remedy}"))
+    return table
+
+
+def _table(title: str, columns: Iterable[str]) -> Table:
+    table = Table(title=text(title), title_justify="left", box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(text(column), overflow="fold")
+    return table
+
+
+def _number(value: float | None, form: str) -> str:
+    return _NONE if value is None else format(value, form)
+
+
+def _megabytes(count: int | None) -> float | None:
+    return None if count is None else count / 1e6

@@ -1,0 +1,206 @@
+"""The report as one HTML page that needs nothing else: no script, no font, no picture from anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+
+from optimizer.report.escape import markup
+from optimizer.report.headline import dropped, points, score
+from optimizer.report.report import CandidateReport, Data, LayerReport, Report, TensorReport
+from optimizer.report.views import plots
+
+_MOST_PLOTS = 60
+
+
+def render(report: Report) -> str:
+    """The whole page."""
+    title = f"{report.provenance.source.file} for {report.target.name}"
+    sections = [
+        _head(report, title),
+        _section("Accuracy", _accuracy(report)),
+        _section("Speed", _speed(report)),
+        _section("What was tried", _candidates(report)),
+        _section("Precision by layer", _precision(report)),
+        _section("Where it differs from its parent", _ladder(report)),
+        _section("Calibration", _calibration(report.calibration)),
+        _section("Fusions", _fusions(report)),
+        _section("Memory", _table(["what", "#MB"], [[kind, f"{count / 1e6:,.1f}"] for kind, count in sorted(report.memory.items())])),
+        _section("Where it comes from", _provenance(report)),
+    ]
+    style = files("optimizer.report.views").joinpath("report.css").read_text(encoding="utf-8")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{markup(title)}: {report.verdict}</title>\n<style>\n{style}</style></head>\n<body>\n"
+        + "\n".join(filter(None, sections))
+        + "\n</body></html>\n"
+    )
+
+
+def _head(report: Report, title: str) -> str:
+    target = report.target
+    notes = "".join(f"<li>{markup(note)}</li>" for note in report.notes)
+    return (
+        f'<h1>{markup(title)} <span class="badge {report.verdict}">{report.verdict.upper()}</span></h1>\n'
+        f"<p>{markup(report.headline)}</p>\n"
+        f'<p class="soft">{markup(target.device)}, {markup(target.compute)}'
+        f"{markup(', ' + ' '.join(target.features) if target.features else '')}</p>\n" + (f"<ul>{notes}</ul>" if notes else "")
+    )
+
+
+def _accuracy(report: Report) -> str:
+    gate, metric = report.gate, report.gate.metric
+    rows = [
+        ["metric", metric],
+        ["parent", score(gate.parent, metric)],
+        ["engine", score(gate.engine, metric)],
+        ["drop allowed", points(gate.budget, metric) if gate.budget is not None else "no budget"],
+        ["drop, with its bounds", dropped(gate.drop, gate.low, gate.high, metric)],
+        ["samples", f"{gate.samples:,}" + (f" (about {gate.samples_needed:,} needed)" if gate.samples_needed is not None else "")],
+        ["gated on", gate.gated_on],
+        ["verdict", f"{gate.verdict}: {gate.reason}"],
+    ]
+    why = "Each bound holds with 95 %. An engine passes where its upper bound is left of the budget."
+    plot = plots.bounds(report)
+    return _table(["", ""], rows) + (f'<p class="soft">{why}</p><div class="wide">{plot}</div>' if plot else "")
+
+
+def _speed(report: Report) -> str:
+    speed = report.speed
+    if speed.timed_on is None:
+        words = "Not timed: no such hardware was there. Launches and bytes are static counts of the built engines."
+    else:
+        words = f"Timed on {speed.timed_on} in interleaved pairs, {speed.runs} runs; ended because {speed.stopped}."
+        if speed.speedup is not None and speed.low is not None and speed.high is not None:
+            words += f" {speed.speedup:.2f} times {speed.baseline} [{speed.low:.2f}, {speed.high:.2f}]."
+        if speed.p90_ms is not None and speed.p99_ms is not None:
+            words += f" p90 {speed.p90_ms:.3g} ms, p99 {speed.p99_ms:.3g} ms."
+    return f'<p>{markup(words)}</p><div class="wide">{plots.speed(report)}</div>'
+
+
+def _candidates(report: Report) -> str:
+    metric = report.gate.metric
+    columns = ["candidate", "backend", "knobs", "#ms", "#speedup", "#INT8 layers", "#launches", "drop [bounds]", "outcome", "why"]
+    return _table(columns, [_candidate(one, metric) for one in report.candidates], [one.outcome for one in report.candidates])
+
+
+def _candidate(one: CandidateReport, metric: str) -> list[str]:
+    drop = dropped(one.drop, one.low, one.high, metric) if one.drop is not None else "not gated"
+    return [
+        one.name,
+        one.backend,
+        ", ".join(f"{name}={value}" for name, value in one.knobs.items()),
+        "" if one.latency_ms is None else f"{one.latency_ms:.3g}",
+        "" if one.speedup is None else f"{one.speedup:.2f}x",
+        str(one.int8_layers),
+        "" if one.launches is None else str(one.launches),
+        drop,
+        one.outcome,
+        one.reason,
+    ]
+
+
+def _precision(report: Report) -> str:
+    precision = report.precision
+    counts = ", ".join(f"{count} {name}" for name, count in precision.counts.items()) or "not read back"
+    words = f"Asked: {precision.requested}. Realised: {precision.realised} ({counts}), read back from the built engine."
+    return f'<p>{markup(words)}</p><div class="wide">{plots.layers(precision.layers)}</div>' + _layers(precision.layers)
+
+
+def _layers(layers: Sequence[LayerReport]) -> str:
+    rows = [
+        [layer.name, layer.op, layer.planned, layer.realised, "" if layer.ms is None else f"{layer.ms:.3f}", layer.kernel, layer.reason]
+        for layer in layers
+    ]
+    kinds = ["differs" if layer.differs else "" for layer in layers]
+    columns = ["layer", "op", "planned", "realised", "#ms", "kernel", "why"]
+    return f"<details open><summary>{len(rows)} layers</summary>{_table(columns, rows, kinds)}</details>" if rows else ""
+
+
+def _ladder(report: Report) -> str:
+    columns = ["rung", "metric", "#agreement", "#SQNR dB", "#largest difference", "#output's own sensitivity", "worst layer", "note"]
+    rows = [
+        [
+            rung.rung,
+            rung.metric,
+            _number(rung.agreement, ".4f"),
+            _number(rung.sqnr_db, ".1f"),
+            _number(rung.max_abs, ".3g"),
+            _number(rung.output_sensitivity, ".3g"),
+            rung.worst_layer or "",
+            rung.note,
+        ]
+        for rung in report.ladder
+    ]
+    return _table(columns, rows)
+
+
+def _calibration(tensors: Sequence[TensorReport]) -> str:
+    if not tensors:
+        return ""
+    drawn = sorted(tensors, key=lambda tensor: -tensor.clipped)[:_MOST_PLOTS]
+    left = f" The {_MOST_PLOTS} with most outside their range of {len(tensors)}; report.json has all." if len(tensors) > len(drawn) else ""
+    words = f"Values that calibration saw, and between the red lines the range that INT8 covers.{left}"
+    cells = [
+        f'<div class="tensor"><p><code>{markup(tensor.name)}</code></p>{plots.histogram(tensor)}'
+        f'<p class="soft">{markup(tensor.method)} [{tensor.low:.3g}, {tensor.high:.3g}], {100 * tensor.clipped:.2g} % outside</p></div>'
+        for tensor in drawn
+    ]
+    return f'<p class="soft">{markup(words)}</p><div class="grid">{"".join(cells)}</div>'
+
+
+def _fusions(report: Report) -> str:
+    if not report.fusions:
+        return ""
+    rows = [[fusion.rule, ", ".join(fusion.layers), fusion.result, fusion.by] for fusion in report.fusions]
+    return f"<details><summary>{len(rows)} fusions</summary>{_table(['rule', 'layers', 'became', 'by'], rows)}</details>"
+
+
+def _provenance(report: Report) -> str:
+    found = report.provenance
+    source = found.source
+    rows = [
+        ["model", f"{source.file} ({source.framework})"],
+        ["model's SHA-256", source.sha256],
+        ["factory", f"{source.factory} {dict(source.factory_args) or ''}" if source.factory else ""],
+        ["code of the user's ran", "yes" if source.code_ran else "no"],
+        ["calibration", "random numbers, as asked" if found.random_calibration else _data(found.calibration)],
+        ["evaluation", _data(found.evaluation)],
+        *([f"preprocessing of {name}", str(how)] for name, how in found.preprocessing.inputs.items()),
+        ["plan's SHA-256", found.plan or ""],
+        ["seed", str(found.seed)],
+        ["versions", ", ".join(f"{name} {version}" for name, version in {**source.versions, **found.versions}.items())],
+        *(["note", note] for note in source.notes),
+    ]
+    return _table(["", ""], [row for row in rows if row[1]])
+
+
+def _data(data: Data | None) -> str:
+    if data is None:
+        return "none"
+    out = f", {data.left_out} left out" if data.left_out else ""
+    return f"{data.source}, {data.samples:,} samples{out}, SHA-256 {data.sha256} {data.note}"
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{markup(title)}</h2>\n{content}</section>" if content else ""
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], kinds: Sequence[str] = ()) -> str:
+    """A table; a column whose title begins with # holds numbers, `kinds` are the rows' CSS classes."""
+    body = []
+    for index, row in enumerate(rows):
+        cells = "".join(f"<td{_align(column)}>{markup(cell)}</td>" for column, cell in zip(columns, row, strict=True))
+        body.append(f'<tr class="{markup(kinds[index] if kinds else "")}">{cells}</tr>')
+    if not body:
+        return ""
+    head = "".join(f"<th{_align(column)}>{markup(column.removeprefix('#'))}</th>" for column in columns) if any(columns) else ""
+    return f'<div class="wide"><table>{f"<tr>{head}</tr>" if head else ""}{"".join(body)}</table></div>'
+
+
+def _align(column: str) -> str:
+    return ' class="number"' if column.startswith("#") else ""
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)

@@ -1,0 +1,157 @@
+"""Every view shows what the report holds, and names out of models steer neither terminal nor browser nor parser."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from html.parser import HTMLParser
+
+import pytest
+
+from kernels.target import Target
+from optimizer.report.escape import markup, printable
+from optimizer.report.report import Failure, Report, reports_from
+from optimizer.report.views import console, html, junit, markdown
+
+Make = Callable[..., Report]
+
+HOSTILE = [
+    "[red]x[/red][link=file:///etc/passwd]y",
+    "\x1b[2J\x1b]8;;http://evil\x07click\x1b]8;;\x07",
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "a&b;&lt;",
+    "nul\x00 bell\x07 tab\t new\nline\r \x85\u2028",
+    "\u202egnp.exe\u2066 \ufffe\uffff",
+    "]]> <!-- --> <![CDATA[",
+    "| table | `code` ![img](http://evil/x.png) |",
+]
+
+
+class _Page(HTMLParser):
+    """Collects tags, attributes and text of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.text = ""
+        self.open: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes.update(name for name, _ in attrs)
+        if tag not in ("meta",):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+OURS = {
+    *("html", "head", "meta", "title", "style", "body", "section", "h1", "h2", "span", "p", "ul", "li", "div", "table", "tr", "th", "td"),
+    *("svg", "rect", "line", "circle", "g", "text", "details", "summary", "code"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_html_shows_a_hostile_name_as_text_and_nothing_else(make_report: Make, name: str) -> None:
+    page = _Page(html.render(make_report(name=name)))
+    assert page.tags <= OURS
+    assert page.open == []
+    assert not any(attribute.startswith("on") or attribute in ("src", "href") for attribute in page.attributes)
+    assert printable(name) in page.text
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_junit_stays_valid_and_names_the_layer(make_report: Make, name: str) -> None:
+    root = ElementTree.fromstring(junit.render(make_report(name=name)))
+    assert printable(name) in [case.get("name") for case in root.iter("testcase")]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("colour", [False, True])
+def test_the_terminal_is_not_steered_by_a_name(make_report: Make, name: str, colour: bool) -> None:
+    shown = console.render(make_report(name=name), colour=colour, width=400)
+    without_colour = re.sub(r"\x1b\[[0-9;]*m", "", shown)
+    assert not any(unicodedata.category(character) in ("Cc", "Cf", "Cn") for character in without_colour.replace("\n", ""))
+    assert printable(name) in without_colour
+    assert colour or without_colour == shown
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_markdown_takes_a_name_for_text(make_report: Make, name: str) -> None:
+    text = markdown.render(make_report(name=name))
+    assert not re.search(r"<(script|img)|!\[|\]\(", text)
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert {row.count("|") for row in rows} == {6}
+
+
+def test_html_is_one_file_with_its_plots_for_light_and_dark(make_report: Make) -> None:
+    page = html.render(make_report())
+    assert "prefers-color-scheme: dark" in page
+    assert not re.search(r"https?://|<script|url\(", page)
+    for title in ("Drop of each candidate", "Speed of each candidate", "Realised precision", "Histogram with the chosen range"):
+        assert f'aria-label="{title}' in page
+
+
+def test_html_shows_the_refused_candidate_with_what_it_would_have_lost(make_report: Make) -> None:
+    text = _Page(html.render(make_report())).text
+    assert "3.20 pp [2.40, 4.10]" in text
+    assert "the lower bound is over the budget" in text
+    assert "refused" in text
+
+
+def test_the_plot_of_bounds_puts_the_budget_between_what_passes_and_what_fails(make_report: Make) -> None:
+    page = html.render(make_report())
+    budget = float(re.search(r'class="budget" x1="([\d.]+)"', page)[1])  # type: ignore[index]
+    ends = {
+        kind: (float(low), float(high))
+        for kind, low, high in re.findall(r'<g class="(\w+)"><line class="interval" x1="([\d.]+)" x2="([\d.]+)"', page)
+    }
+    assert ends["pass"][1] < budget < ends["fail"][0]
+
+
+def test_a_gpu_that_is_not_here_gets_static_counts_instead_of_times(make_report: Make, l4: Target) -> None:
+    report = make_report(target=l4)
+    assert "Not timed" in html.render(report)
+    assert "57 launches" in html.render(report)
+    assert "not timed" in console.render(report)
+    assert "launches" in console.render(report)
+
+
+def test_the_console_puts_the_threshold_before_the_drop_and_fits_its_width(make_report: Make) -> None:
+    shown = console.render(make_report(), width=90)
+    assert shown.index("may fall by 0.82 pp") < shown.index("surely between")
+    assert max(len(line) for line in shown.splitlines()) <= 90
+    assert "layer2.1.conv2" in shown
+
+
+def test_junit_fails_where_the_gate_fails_and_skips_where_it_is_open(make_report: Make) -> None:
+    for verdict, kind in (("fail", "failure"), ("inconclusive", "skipped")):
+        root = ElementTree.fromstring(junit.render(make_report(verdict=verdict)))
+        gate = next(case for case in root.iter("testcase") if case.get("classname") == "gate")
+        assert [child.tag for child in gate] == [kind, "system-out"]
+        suite = next(root.iter("testsuite"))
+        assert int(suite.get("failures", "")) == sum(1 for _ in root.iter("failure"))
+        assert int(suite.get("skipped", "")) == sum(1 for _ in root.iter("skipped"))
+
+
+def test_several_targets_are_one_table_with_the_one_that_failed(make_report: Make) -> None:
+    reports = reports_from({"cpu": make_report(), "h100": Failure("NOT AVAILABLE", "No engine [bold]\x1b[0m.", "Take the handover.", 5)})
+    for shown in (console.render(reports, width=200), markdown.render(reports)):
+        assert "h100" in shown
+        assert "\x1b" not in shown
+    assert "Take the handover." in console.render(reports, width=200)
+
+
+def test_printable_spells_out_what_steers_and_leaves_letters_of_all_languages() -> None:
+    assert printable("layer3.0.conv2 größe 層 é") == "layer3.0.conv2 größe 層 é"
+    assert printable("\x1b[0m\u202e\x00") == r"\x1b[0m\u202e\x00"
+    assert markup("<a b=\"c\" d='e'>&") == "&lt;a b=&quot;c&quot; d=&#x27;e&#x27;&gt;&amp;"
