@@ -1,0 +1,149 @@
+"""A rule: an identity between two small graphs, the condition under which it holds, and what it writes.
+
+The pattern engine is onnxscript's.  What it leaves to its user is done here: new initializers get unique names (a used one
+would be overwritten in silence), the new node takes the joined name and the metadata of all nodes that went in, the names of
+graph outputs stay, and each application is told as a `Fusion`.  Rules see the main graph only: the bodies of If, Loop and
+Scan are left as they are, and what they read from outside counts as a reader like any other.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any, ClassVar
+
+import onnx_ir as ir
+from onnxscript.rewriter import MatchResult, RewriteRule
+from onnxscript.rewriter.pattern import OrValue
+
+from optimizer.graph import unique
+from optimizer.model import FOR_LAYER, Fusion, is_layer, joined
+
+
+class Rule(ABC):
+    """The base of all rules: `pattern`, `check` (a MatchResult that says why not) and `rewrite`, nothing kept in between.
+
+    A pattern has one output.  `rewrite` is called only where `check` agreed; it returns the value that takes the place of
+    the pattern's output, of a new node or one that was there before (then `check` has asked `stands_for`).
+    """
+
+    commutes: ClassVar[bool] = False
+    """Whether the operands of Add and Mul in the pattern may also stand the other way round."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @abstractmethod
+    def pattern(self, *args: Any, **kwargs: Any) -> Any:
+        """The small graph to look for, from a builder and a variable for each further argument."""
+
+    @abstractmethod
+    def check(self, *args: Any, **kwargs: Any) -> MatchResult:
+        """Whether the identity holds here; called with the match's context and the values by the pattern's names."""
+
+    @abstractmethod
+    def rewrite(self, *args: Any, **kwargs: Any) -> Any:
+        """What stands there instead; called with a builder and the values by the pattern's names."""
+
+    @cached_property
+    def variants(self) -> Sequence[RewriteRule]:
+        """The compiled pattern, once for each order of its commutative operands."""
+        rule = RewriteRule(self.pattern, self.rewrite, self.check, name=self.name)
+        return rule.commute() if self.commutes else (rule,)
+
+
+def either(operator: Any, a: Any, b: Any) -> Any:
+    """A pattern of a commutative operator with its operands in either order; can't be the pattern's output."""
+    return OrValue([operator(a, b), operator(b, a)])
+
+
+def refused(reason: str, *where: ir.Value | ir.Node | None) -> MatchResult:
+    """The answer of a check whose condition does not hold."""
+    return MatchResult().fail(reason, [place for place in where if place is not None])
+
+
+def apply(rules: Iterable[Rule], model: ir.Model, taken: set[str]) -> list[Fusion]:
+    """Try `rules` on each node of the main graph, the first that fits wins.
+
+    Changes `model` and `taken`, the names in use.  Nodes that a rule writes are tried in the same pass.
+    """
+    by_root: dict[str, list[RewriteRule]] = {}
+    for variant in (variant for rule in rules for variant in rule.variants):
+        by_root.setdefault(_root(variant), []).append(variant)
+    fusions = []
+    for node in model.graph:
+        for variant in by_root.get(node.op_type, ()):
+            found = variant.try_rewrite(model, model.graph, node)
+            if found is not None:
+                matched = [node] if len(found.match.nodes) == 1 else [each for each in model.graph if each in found.match.nodes]
+                _register(model.graph, found.new_initializers, taken)
+                old, new = found.match.outputs[0], found.new_outputs[0]
+                result = _replace(model.graph, node, matched, found.new_nodes, old, new, taken)
+                fusions.append(Fusion(variant.name or "", tuple(each.name or "" for each in matched), result))
+                break
+    return fusions
+
+
+def _root(variant: RewriteRule) -> str:
+    """The operator of the node that a pattern ends in; onnxscript has no public way to ask."""
+    return variant._target_pattern.output_node.op_type
+
+
+def _register(graph: ir.Graph, initializers: Iterable[ir.Value], taken: set[str]) -> None:
+    for value in initializers:
+        value.name = unique(value.name or "constant", taken)
+        graph.register_initializer(value)
+
+
+def _replace(
+    graph: ir.Graph, root: ir.Node, matched: Sequence[ir.Node], nodes: Sequence[ir.Node], old: ir.Value, new: ir.Value, taken: set[str]
+) -> str:
+    """Put `nodes` where `matched` ended in `root`, `new` for `old`; the name of the layer that came out, "" where none did."""
+    taken.difference_update(node.name or "" for node in matched)
+    result = _name(nodes, matched, taken)
+    if new.producer() in nodes:
+        new.type, new.shape = old.type, old.shape
+        new.name = old.name
+    elif old.is_graph_output():
+        new.name = old.name
+    for node in nodes:
+        for value in node.outputs:
+            value.name = value.name or unique(f"{node.name}.out", taken)
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    graph.insert_after(root, nodes)
+    graph.remove(matched, safe=True)
+    return result
+
+
+def _name(nodes: Sequence[ir.Node], matched: Sequence[ir.Node], taken: set[str]) -> str:
+    """Names and metadata of new nodes.
+
+    One node alone stands for all that went in.  Of several, each continues the first node of its operator that went in; of
+    the others the first stands for the rest, and what is left over carries numbers for that layer.
+    """
+    if not nodes:
+        return ""
+    rest = list(matched)
+    fresh = list(nodes) if len(nodes) == 1 else [node for node in nodes if not _continues(node, rest, taken)]
+    if fresh:
+        layers = [node for node in rest if is_layer(node)] or rest or list(matched)
+        fresh[0].name = unique(joined(node.name or "" for node in layers), taken)
+        for node in reversed(layers):
+            fresh[0].metadata_props.update(node.metadata_props)
+        for node in fresh[1:]:
+            node.name = unique(f"{fresh[0].name}.{node.op_type}", taken)
+            node.metadata_props[FOR_LAYER] = fresh[0].name
+        return fresh[0].name
+    return nodes[0].name or ""
+
+
+def _continues(node: ir.Node, rest: list[ir.Node], taken: set[str]) -> bool:
+    """Whether `node` takes over from a node of the same operator in `rest`, which it then leaves."""
+    before = next((each for each in rest if each.op_type == node.op_type), None)
+    if before is None:
+        return False
+    rest.remove(before)
+    node.name = unique(before.name or node.op_type, taken)
+    node.metadata_props.update(before.metadata_props)
+    return True
