@@ -12,7 +12,7 @@ from optimizer.report.report import Report, Reports
 def render(report: Report | Reports) -> str:
     """A heading with the verdict, the headline, and a table of what was tried (of targets, where there are several)."""
     if isinstance(report, Reports):
-        rows = [(name, one.verdict, one.headline) for name, one in report.targets.items()]
+        rows: list[tuple[str, str, str]] = [(name, one.verdict, one.headline) for name, one in report.targets.items()]
         rows += [(name, one.title.lower(), one.reason) for name, one in report.failures.items()]
         return f"### optimize: {_cell(report.headline)}\n\n{_table(('target', 'ended in', 'what came of it'), rows)}"
     metric = report.gate.metric
