@@ -23,6 +23,9 @@ FOR_LAYER = "optimize.for"
 PLANNED = "optimize.planned"
 """Metadata key of a layer in a typed graph: the precision that the plan gave it."""
 
+SHAPES = "optimize.shapes"
+"""Metadata key of a graph with free dimensions: JSON, smallest, usual and largest shape by input."""
+
 
 @dataclass(frozen=True)
 class TensorSpec:

@@ -1,0 +1,88 @@
+"""ONNX Runtime on the CPU: FP32, static INT8 by Q/DQ, and dynamic INT8."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx_ir as ir
+
+from kernels.target import Target, this_cpu
+from optimizer.backends.onnxruntime.operators import APPENDED, COMPUTES_INT8, DYNAMIC, MOVES_INT8, REFUSALS
+from optimizer.backends.onnxruntime.profile import profiled
+from optimizer.backends.onnxruntime.realised import notes, realised
+from optimizer.backends.onnxruntime.session import FILE, Session
+from optimizer.engine import Built, Engine
+from optimizer.graph import weights_bytes
+from optimizer.plan import Capability, Knobs
+from optimizer.progress import Track, silent
+
+_INLINE_BYTES = 1 << 30
+"""Weights above this go to a file of their own: a protobuf ends at 2 GB, and a second copy in memory costs."""
+
+
+def capability(target: Target) -> Capability:
+    """What ONNX Runtime can do for a CPU; the same on every x86-64, only the speed differs."""
+    return Capability(
+        precisions=frozenset({"fp32", "int8", "int8_dynamic"}),
+        activation="uint8",
+        int8_operators=COMPUTES_INT8 | MOVES_INT8,
+        dynamic_operators=DYNAMIC,
+        fused_operators=APPENDED,
+        base="fp32",
+        opset=20,
+        runs_here=_is_this_machine(target),
+        quantize_outputs=True,
+        refusals=REFUSALS,
+    )
+
+
+def knobs(target: Target) -> Mapping[str, tuple[int | float | str | bool, ...]]:
+    """Threads: all cores first, then half of them, down to one. Spinning: whether they wait busily inside a run."""
+    counts = [max(1, target.cores)]
+    while counts[-1] > 1:
+        counts.append(counts[-1] // 2)
+    return {"threads": tuple(counts), "spinning": (True, False)}
+
+
+def missing(target: Target) -> str | None:
+    """Why no engine can be built for this target here, and the way out, or None."""
+    if target.kind != "cpu":
+        return "ONNX Runtime engines are built for CPUs; --backend tensorrt serves GPUs."
+    if not _is_this_machine(target):
+        return f"This machine is not an {target.compute} CPU; build the engine on one."
+    return None
+
+
+def build(graph: ir.Model, target: Target, knobs: Knobs, folder: Path, track: Track = silent) -> Built:  # noqa: ARG001
+    """Write `engine.onnx` (large weights beside it in `engine.weights`), and read back what ONNX Runtime makes of each layer.
+
+    The engine is loaded and run a few times on made-up inputs for that; what it optimized and the profile are removed.
+    `Built.memory` holds bytes: `file` on disk, `weights` as the optimized graph holds them, `activations` at their peak.
+
+    Raises:
+        UnavailableError: ONNX Runtime can't load the graph. The files are left in `folder`.
+    """
+    track("writing the engine", 0, 2)
+    ir.save(graph, folder / FILE, external_data="engine.weights" if weights_bytes(graph) > _INLINE_BYTES else None)
+    track("reading back what was realised", 1, 2)
+    profile = profiled(graph, folder, knobs)
+    layers = realised(graph, profile)
+    memory = {"file": sum(path.stat().st_size for path in folder.glob("engine.*")), "weights": profile.weights_bytes}
+    if profile.activation_bytes is not None:
+        memory["activations"] = profile.activation_bytes
+    track("reading back what was realised", 2, 2)
+    return Built(realised=layers, memory=memory, notes=notes(profile))
+
+
+def load(folder: Path, knobs: Knobs) -> Engine:
+    """The engine that `build` wrote into `folder`.
+
+    Raises:
+        UnavailableError: ONNX Runtime can't load it.
+    """
+    return Session(folder / FILE, knobs)
+
+
+def _is_this_machine(target: Target) -> bool:
+    return target.kind == "cpu" and target.compute == this_cpu().compute
