@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -122,3 +122,16 @@ def _text(attribute: ir.Attr) -> str:
     if attribute.type == ir.AttributeType.TENSOR:
         return hashlib.sha256(attribute.as_tensor().tobytes()).hexdigest()
     return repr(attribute.value)
+
+
+def fixed(model: ir.Model, sizes: Mapping[str, Sequence[int]]) -> ir.Model:
+    """A copy whose inputs have these sizes, with the shapes that follow from them; inputs not named stay as they are."""
+    copy = clone(model)
+    for value in copy.graph.inputs:
+        if value.name in sizes:
+            value.shape = ir.Shape(sizes[value.name])
+    for value in (*copy.graph.outputs, *(output for node in copy.graph.all_nodes() for output in node.outputs)):
+        # What was inferred for free dimensions would stand in the way of what follows from the sizes.
+        value.shape = None
+    infer_shapes(copy)
+    return copy

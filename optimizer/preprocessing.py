@@ -159,13 +159,13 @@ def as_model_takes(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
         raise InputError(f"The data for {spec.name!r} has shape {tuple(array.shape)}, which does not fit.", hint)
     wanted = np.dtype(spec.dtype)
     if array.dtype == wanted:
-        return np.ascontiguousarray(array)
+        return np.asarray(array, order="C")
     if array.dtype.kind not in "biuf":
         raise InputError(
             f"The data for {spec.name!r} holds {array.dtype}, not numbers.",
             f"The model takes {spec.dtype}: convert it before, or by a function.",
         )
-    converted = np.ascontiguousarray(array.astype(wanted))
+    converted = array.astype(wanted, order="C")
     if wanted.kind in "iub" and not np.array_equal(converted, array):
         raise InputError(
             f"The data for {spec.name!r} holds numbers that {spec.dtype} can't hold.", "Give integers within the range of that type."

@@ -1,0 +1,171 @@
+"""The search: plans are proposed by moves, built, and screened on calibration samples; timing and the gate come after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from calibration.ranges import METHODS
+from optimizer.backends import backend
+from optimizer.engine import Candidate, Engine
+from optimizer.errors import InputError, OptimizeError, UnavailableError
+from optimizer.plan import Plan, Precision
+from optimizer.planner.distance import Distance, distance
+from optimizer.planner.moves import everywhere, half, mixed, ranged, unquantized, without_the_worst
+from optimizer.planner.problem import Problem
+from optimizer.planner.sensitivity import sensitivities
+from optimizer.precision import typed
+from optimizer.progress import Track, silent
+from optimizer.reference import Reference, simulated
+
+_NEAR = 1e-3
+"""A relative output error below which leaving layers out has nothing to win: half a percent of it can't be told from rounding."""
+
+_FEW = 4
+"""Samples that sensitivities are measured on: the difference between layers is orders of magnitude."""
+
+
+def search(problem: Problem, folder: Path, track: Track = silent) -> Iterator[Candidate]:
+    """Candidates as they come, the unquantized one first: built in folders of their own under `folder`, screened, not timed.
+
+    A plan that can't be built is a candidate too, with outcome "not built" and the reason.
+
+    Raises:
+        UnavailableError: the precision that was asked for by name can't be had from this backend for this target.
+        InputError: it can be had only with calibration data, and there is none.
+    """
+    _refuse(problem)
+    for number, (name, plan) in enumerate(_plans(problem, track), 1):
+        track(f"building {name}", number, 0)
+        yield _built(problem, name, plan, folder / str(number), track)
+
+
+def opened(problem: Problem, candidate: Candidate) -> Engine:
+    """The candidate as something that runs here: its engine, or where that can't run its simulation on the CPU."""
+    if problem.capability.runs_here and candidate.folder is not None:
+        return backend(problem.backend).load(candidate.folder, candidate.plan.knobs)
+    return _simulation(problem, candidate.plan, optimized=True)
+
+
+def _refuse(problem: Problem) -> None:
+    wanted, capability = problem.wanted, problem.capability
+    if wanted != "auto" and wanted not in {precision.removesuffix("_dynamic") for precision in capability.precisions}:
+        device = problem.target.device or problem.target.name
+        why = capability.refusals.get(wanted, f"The backend {problem.backend} has no {wanted.upper()} for {device}.")
+        raise UnavailableError(why, f"Choose another precision: {', '.join(sorted(capability.precisions))}, or auto.")
+    if wanted == "int8" and problem.table is None and "int8_dynamic" not in capability.precisions:
+        raise InputError("INT8 needs calibration data: its ranges have to come from somewhere.", "Give samples with --calibration.")
+
+
+def _plans(problem: Problem, track: Track) -> Iterator[tuple[str, Plan]]:
+    yield from unquantized(problem)
+    if problem.given is not None:
+        yield "given plan", replace(problem.given, knobs=problem.knobs, shapes=problem.shapes)
+        return
+    first = next(unquantized(problem))[0]
+    for precision in ("bf16", "fp16"):
+        if precision != first and (problem.wanted == precision or (problem.wanted == "auto" and problem.capability.base == precision)):
+            yield precision, half(problem, precision)
+    if problem.wanted in ("auto", "int8"):
+        yield from _int8(problem, track)
+
+
+@dataclass(frozen=True)
+class _Screened:
+    """A plan with its ranges, and how far it takes the outputs on the screening samples."""
+
+    plan: Plan
+    distance: Distance
+
+
+def _int8(problem: Problem, track: Track) -> Iterator[tuple[str, Plan]]:
+    """The INT8 plans: static, dynamic, both together; each also without the layers that calibration shows to be broken."""
+    capability = problem.capability
+    dynamic = everywhere(problem, "int8_dynamic") if "int8_dynamic" in capability.precisions else None
+    static = everywhere(problem, "int8") if "int8" in capability.precisions and problem.table is not None else None
+    plans = {
+        "int8": static,
+        "int8 dynamic": dynamic,
+        "int8 static and dynamic": mixed(static, dynamic) if static is not None and dynamic is not None else None,
+    }
+    for name, plan in plans.items():
+        if plan is None:
+            continue
+        whole = _with_best_ranges(problem, plan, track)
+        yield name, whole.plan
+        if problem.screening and not whole.distance.error < _NEAR:
+            yield from _without_broken(problem, name, whole.plan, track)
+
+
+def _without_broken(problem: Problem, name: str, plan: Plan, track: Track) -> Iterator[tuple[str, Plan]]:
+    lowered = [layer.name for layer in problem.model.layers if plan.precision(layer.name).startswith("int8")]
+    base = replace(plan, precisions={layer: how for layer, how in plan.precisions.items() if not how.startswith("int8")}, ranges={})
+    nothing = _screened(problem, base, _FEW).error
+
+    def error(layers: Sequence[str]) -> float:
+        precisions: dict[str, Precision] = {**base.precisions, **{layer: plan.precision(layer) for layer in layers}}
+        alone = replace(base, precisions=precisions)
+        measured = _screened(problem, ranged(problem, alone, _method(plan)), _FEW).error
+        return max(measured - nothing, 0.0)
+
+    found = sensitivities(lowered, error, track)
+    for suffix, left in without_the_worst(plan, found):
+        yield f"{name} {suffix}", ranged(problem, left, _method(plan))
+
+
+def _method(plan: Plan) -> str:
+    return next((chosen.method for chosen in plan.ranges.values()), "minmax")
+
+
+def _with_best_ranges(problem: Problem, plan: Plan, track: Track) -> _Screened:
+    """The plan with the ranges of the one method that keeps the outputs nearest on the screening samples."""
+    tried: dict[str, _Screened] = {}
+    for done, method in enumerate(METHODS):
+        track("choosing ranges", done, len(METHODS))
+        full = ranged(problem, plan, method)
+        tried[method] = _Screened(full, _screened(problem, full, len(problem.screening)))
+        if not full.ranges:
+            return tried[method]
+    best = min(tried, key=lambda method: tried[method].distance.error)
+    others = ", ".join(f"{method} {one.distance.error:.3g}" for method, one in tried.items() if method != best)
+    chosen = tried[best]
+    reason = f"{chosen.plan.reason}; ranges by {best}: output error {chosen.distance.error:.3g} on calibration samples ({others})"
+    return replace(chosen, plan=replace(chosen.plan, reason=reason))
+
+
+def _screened(problem: Problem, plan: Plan, samples: int) -> Distance:
+    """The distance of a plan's simulation, on the first few screening samples."""
+    engine = _simulation(problem, plan, optimized=False)
+    try:
+        return distance(problem.parent[:samples], engine.run, problem.screening[:samples])
+    finally:
+        engine.close()
+
+
+def _simulation(problem: Problem, plan: Plan, optimized: bool) -> Engine:
+    threads = int(problem.knobs.get("threads", 1))
+    return Reference(simulated(typed(problem.model, plan, problem.capability)), threads=threads, optimized=optimized)
+
+
+def _built(problem: Problem, name: str, plan: Plan, folder: Path, track: Track) -> Candidate:
+    """One plan, built where a backend can build it, and screened."""
+    builder = backend(problem.backend)
+    candidate = Candidate(name, plan)
+    try:
+        if builder.missing(problem.target) is None:
+            folder.mkdir(parents=True)
+            graph = typed(problem.model, plan, problem.capability)
+            candidate = replace(candidate, folder=folder, built=builder.build(graph, problem.target, plan.knobs, folder, track))
+        if not problem.screening:
+            return candidate
+        engine = opened(problem, candidate)
+        try:
+            found = distance(problem.parent, engine.run, problem.screening)
+        finally:
+            engine.close()
+        return replace(candidate, distance=found.error, agreement=found.agreement)
+    except OptimizeError as error:
+        if problem.wanted in (name, plan.base) or name == next(unquantized(problem))[0]:
+            raise
+        return replace(candidate, folder=None, outcome="not built", reason=f"{error.reason} {error.remedy}")
