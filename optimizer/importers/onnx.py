@@ -1,0 +1,166 @@
+"""ONNX files: checked before anything trusts them, then tidied, raised to opset 20, and compared with what they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from optimizer import graph as graphs
+from optimizer.errors import InputError
+from optimizer.importers import ImportRequest
+from optimizer.importers._external import check_external_data
+from optimizer.importers._tidy import OPSET, Size, correct_outputs, fix_shapes, infer, name_dimensions, name_nodes, raise_opset, sizes, tidy
+from optimizer.model import Model, Source
+from optimizer.plan import Shape
+from optimizer.process import Child, isolated
+from optimizer.progress import Track, silent
+from optimizer.provenance import sha256_of_file, versions
+
+_WORKER = Path(__file__).parent / "workers" / "onnx_check.py"
+_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.microsoft.dml", "org.pytorch.aten"})
+"""Domains whose operators ONNX Runtime brings with it."""
+
+_TRIED = (1, 16, 64, 224, 512)
+"""Sizes for dimensions that nobody fixed, tried in turn until the model runs."""
+
+_INLINE = 1 << 30
+_PATIENCE = 900.0
+_CHANGED = 1e-3
+_REMEDY = "Export the model again with a current exporter."
+
+
+def load(file: Path, how: ImportRequest, track: Track = silent) -> Model:
+    """The model in an ONNX file.
+
+    Raises:
+        InputError: the file is no model, not whole, invalid, refused by ONNX Runtime, or reads data that are not its own.
+    """
+    if how.factory is not None or how.factory_args:
+        raise InputError(f"{file.name} is a whole model: a factory has nothing to make for it.", "Leave --factory away.")
+    graph, notes = load_graph(file, how.shapes, how.scratch, track)
+    source = Source(
+        framework="onnx",
+        file=file.name,
+        sha256=sha256_of_file(file),
+        versions=versions("onnx", "onnx-ir", "onnxscript", "onnxruntime"),
+        notes=notes,
+    )
+    return Model(graph, source)
+
+
+def load_graph(file: Path, shapes: Mapping[str, Shape], scratch: Path, track: Track = silent) -> tuple[ir.Model, tuple[str, ...]]:
+    """The tidied graph of an ONNX file and notes for its user; see `_tidy` for what holds of it.
+
+    Weights outside the file stay there, memory-mapped.  `scratch` gets a copy of the tidied graph for the comparison.
+    """
+    track("import", 0, 4)
+    proto = _read(file)
+    check_external_data(proto, file.parent)
+    _check_operators(proto, file.name)
+    with Child(isolated(_WORKER), folder=scratch, what=f"Checking {file.name}") as child:
+        child.send({"event": "accept", "file": str(file), "name": file.name})
+        child.receive(_PATIENCE)
+        track("import", 1, 4)
+        with _refusing(file.name):
+            model = ir.from_proto(proto)
+            del proto
+            ir.external_data.set_base_dir(model.graph, file.parent)
+            declared = {value.name or "": sizes(value) for value in model.graph.outputs}
+            notes = [*tidy(model), *raise_opset(model)]
+            name_nodes(model)
+            name_dimensions(model)
+            fix_shapes(model, shapes)
+            infer(model)
+        track("import", 2, 4)
+        result = _compare(child, file, _saved(model, scratch), model, shapes)
+    track("import", 3, 4)
+    if not result["ran"]:
+        notes.append(f"It did not run on made-up inputs, so that the tidied graph could not be compared with it: {result['why']}")
+    elif not result["difference"] <= _CHANGED:
+        raise InputError(
+            f"{file.name} gives other answers once it is tidied (relative difference {result['difference']:.2g}).",
+            f"Export it with opset {OPSET}, so that nothing has to be converted.",
+        )
+    notes.extend(correct_outputs(model, declared, result.get("shapes", {})))
+    track("import", 4, 4)
+    return model, tuple(notes)
+
+
+def _read(file: Path) -> onnx.ModelProto:
+    if file.stat().st_size == 0:
+        raise InputError(f"{file.name} is empty.", "Get the whole file.")
+    try:
+        proto = onnx.load(file, format="protobuf", load_external_data=False)
+    except (DecodeError, OSError) as error:
+        raise InputError(f"{file.name} is no ONNX model, or not a whole one ({str(error)[:100]}).", "Get the whole file.") from None
+    if not proto.graph.node:
+        raise InputError(f"{file.name} holds a graph without a single node.", "Export the model again, or get the whole file.")
+    return proto
+
+
+def _check_operators(proto: onnx.ModelProto, name: str) -> None:
+    """Operators and opsets that onnx's checker lets pass and ONNX Runtime does not know, refused by name."""
+    newest = onnx.defs.onnx_opset_version()
+    opset = max((entry.version for entry in proto.opset_import if entry.domain in {"", "ai.onnx"}), default=0)
+    if opset > newest:
+        raise InputError(f"{name} is written in opset {opset}; the newest one known here is {newest}.", f"Export it with opset {OPSET}.")
+    own = {function.domain for function in proto.functions}
+    for node in _nodes(proto.graph):
+        if node.domain not in _DOMAINS | own:
+            raise InputError(
+                f"{name} uses the operator {node.op_type!r} of the domain {node.domain!r}, which ONNX Runtime does not have.",
+                "Export the model with operators of the ONNX standard.",
+            )
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _nodes(inner)
+
+
+@contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """The file is a stranger's: what its oddities make other packages raise is an error in the input."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        cause = error.__cause__ or error
+        said = " ".join(str(cause).split())[:300]
+        raise InputError(f"{name} can't be tidied: {type(cause).__name__}: {said}.", _REMEDY) from error
+
+
+def _saved(model: ir.Model, scratch: Path) -> Path:
+    file = scratch / "imported.onnx"
+    ir.save(model, file, external_data="imported.data" if graphs.weights_bytes(model) > _INLINE else None)
+    return file
+
+
+def _compare(child: Child, before: Path, after: Path, model: ir.Model, shapes: Mapping[str, Shape]) -> Mapping[str, Any]:
+    """Run the file and the tidied graph on the same made-up inputs; what `workers/onnx_check.py` says of it."""
+    batch = {value.shape[0].value for value in model.graph.inputs if value.shape and isinstance(value.shape[0], ir.SymbolicDim)}
+    inputs = [[value.name, _dtype(value), *([_concrete(value, shapes, batch, size) for size in _TRIED])] for value in model.graph.inputs]
+    child.send({"event": "compare", "before": str(before), "after": str(after), "name": before.name, "inputs": inputs})
+    return child.receive(_PATIENCE).event
+
+
+def _concrete(value: ir.Value, shapes: Mapping[str, Shape], batch: set[str | None], size: int) -> list[int]:
+    """The shape to try an input in: the usual one where it was given, else a batch of 1 and `size` for what is free."""
+    if given := shapes.get(value.name or ""):
+        return list(given.usual)
+    free: Mapping[Size, int] = dict.fromkeys(batch, 1)
+    return [known if isinstance(known, int) else free.get(known, size) for known in sizes(value) or ()]
+
+
+def _dtype(value: ir.Value) -> str:
+    return value.dtype.numpy().name if value.dtype is not None else "float32"
