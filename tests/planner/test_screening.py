@@ -1,0 +1,80 @@
+"""Screening: how far outputs go from the parent's, and which layers are to blame."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from optimizer.planner.distance import distance
+from optimizer.planner.sensitivity import sensitivities, worst_first
+
+FEEDS = [{"x": np.full((1, 1), float(index), np.float32)} for index in range(4)]
+PARENT = [{"scores": np.array([[1.0, 2.0, 3.0]], np.float32)} for _ in FEEDS]
+
+
+def test_the_distance_is_the_relative_error_over_all_samples() -> None:
+    found = distance(PARENT, lambda _feed: {"scores": np.array([[1.0, 2.0, 3.3]], np.float32)}, FEEDS)
+    assert found.error == pytest.approx(0.3 / math.sqrt(14), rel=1e-6)
+    assert found.agreement == 1.0
+
+
+def test_agreement_counts_decisions_that_stay() -> None:
+    def run(feed: dict) -> dict:
+        return {"scores": np.array([[9.0, 2.0, 3.0]] if feed["x"][0, 0] < 1 else [[1.0, 2.0, 3.0]], np.float32)}
+
+    assert distance(PARENT, run, FEEDS).agreement == 0.75
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_an_output_that_is_not_finite_is_infinitely_far(value: float) -> None:
+    assert distance(PARENT, lambda _feed: {"scores": np.array([[1.0, value, 3.0]], np.float32)}, FEEDS).error == math.inf
+
+
+def test_an_output_that_should_be_zero_and_is_not_is_infinitely_far() -> None:
+    zeros = [{"y": np.zeros((1, 1), np.float32)}]
+    assert distance(zeros, lambda _feed: {"y": np.ones((1, 1), np.float32)}, FEEDS[:1]).error == math.inf
+    assert distance(zeros, lambda _feed: zeros[0], FEEDS[:1]).error == 0.0
+
+
+def test_integer_outputs_are_not_compared() -> None:
+    parent = [{"index": np.array([3])}]
+    assert distance(parent, lambda _feed: {"index": np.array([4])}, FEEDS[:1]).error == 0.0
+
+
+class Measured:
+    """Errors add up like independent noise; counts how often it was asked."""
+
+    def __init__(self, errors: dict[str, float]) -> None:
+        self.errors, self.asked = errors, 0
+
+    def __call__(self, layers: Sequence[str]) -> float:
+        self.asked += 1
+        return math.sqrt(sum(self.errors[layer] ** 2 for layer in layers))
+
+
+def test_few_layers_are_measured_one_by_one() -> None:
+    errors = {f"l{index}": 0.01 * index for index in range(20)}
+    measure = Measured(errors)
+    found = sensitivities(list(errors), measure)
+    assert measure.asked == 20
+    assert found == pytest.approx(errors)
+
+
+def test_of_many_layers_the_broken_one_is_found_with_few_measurements() -> None:
+    errors = {f"l{index}": 0.001 for index in range(300)} | {"l137": 2.0}
+    measure = Measured(errors)
+    found = sensitivities(list(errors), measure)
+    assert max(found, key=lambda layer: found[layer]) == "l137"
+    assert measure.asked < 80
+    assert worst_first(found, 0.05) == ("l137",)
+
+
+def test_the_fewest_layers_are_left_out_that_bring_the_error_down() -> None:
+    found = {"a": 3.0, "b": 4.0, "c": 0.1}
+    assert worst_first(found, 0.5) == ("b",)
+    assert worst_first(found, 0.01) == ("b", "a")
+    assert worst_first(found, 1.0) == ()
+    assert worst_first({"a": math.inf, "b": 1.0}, 0.5) == ("a",)
