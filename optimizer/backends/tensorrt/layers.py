@@ -31,7 +31,9 @@ _MEMORY = {
     "activations": re.compile(r"Total Activation Memory: (\d+) bytes"),
     "scratch": re.compile(r"Max Scratch Memory: (\d+) bytes"),
 }
-_WAITING = frozenset({"signal", "wait"})
+_PRODUCTS = frozenset({"correlation", "deconv", "gemm", "runtime_fusion"})
+_WAITING = frozenset({"signal", "wait", "shape_call", "cjmp"})
+"""Entries that launch nothing: streams that wait for each other, sizes worked out on the host, jumps of a loop."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Operand:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the tensor at its largest shape; a free dimension counts as one."""
+        """Bytes of the tensor; a free dimension counts as one."""
         return math.prod(max(size, 1) for size in self.sizes) * _BITS.get(self.type, 32) // 8
 
 
@@ -83,13 +85,13 @@ class Kernel:
         return sum(operand.bytes for operand in (*self.inputs, *self.constants, *self.outputs))
 
     @property
-    def generated(self) -> bool:
-        """Whether it is a pointwise kernel that the compiler wrote, rather than one of a library for matrix products."""
-        return self.kind == "kgen" and "mha" not in self.name
+    def product(self) -> bool:
+        """Whether it is a kernel for matrix products, rather than one that prepares their inputs or finishes their outputs."""
+        return self.kind in _PRODUCTS or "mha" in self.name
 
 
 def kernels_from_log(lines: Iterable[str]) -> tuple[Kernel, ...]:
-    """The kernels of a `Layers:` listing in order; entries that only wait for one another are left out.
+    """The kernels of a `Layers:` listing in order; entries that launch nothing are left out.
 
     Raises:
         ValueError: a line is not as the release of TensorRT-RTX that this was written for prints it.

@@ -1,4 +1,4 @@
-"""Q/DQ that TensorRT-RTX takes without a word and then computes otherwise than written, found in the graph before the build.
+"""Q/DQ that TensorRT takes without a word and then computes otherwise than written, found in the graph before the build.
 
 What would change the numbers is refused; what only loses INT8 is told, and named as the reason of the layers that it costs.
 """
@@ -20,7 +20,7 @@ UNREADABLE = frozenset({"DynamicQuantizeLinear", "MatMulInteger", "ConvInteger",
 """Operators of integer arithmetic that the parser refuses; Q/DQ around the float operator says the same."""
 
 _MATRIX = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-_CARRIERS = frozenset({"Concat", "MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Relu"})
+_CARRIERS = frozenset({"Concat", "MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice"})
 _NO_ZERO_POINT = "Calibrate symmetrically: int8 with zero point 0 is what this target computes in."
 
 
@@ -66,7 +66,7 @@ def _refuse_what_changes_numbers(node: ir.Node) -> None:
         )
     if _integer_type(node) == ir.DataType.UINT8:
         raise UnavailableError(
-            f"Layer {layer!r} is quantized to uint8, which TensorRT-RTX compiles as int8 without a word: values over 127 would be clipped.",
+            f"Layer {layer!r} is quantized to uint8, which TensorRT compiles as int8 without a word: values over 127 would be clipped.",
             _NO_ZERO_POINT,
         )
     if np.any(_numbers(node, 2)):
@@ -98,42 +98,37 @@ def _reason(node: ir.Node, target: Target) -> str | None:
         return "TensorRT-RTX runs a quantized ConvTranspose in float"
     if node.op_type == "Conv" and target.compute == "sm_75":
         return "TensorRT-RTX has no INT8 convolution for compute capability 7.5: it runs in float, its weights dequantized at every run"
-    if node.inputs[0] is None or node.inputs[1] is None:
-        return None
-    quantizers = list(_quantizers(node.inputs[0]))
-    if any(_per_channel(quantizer) for quantizer in quantizers):
+    first, second = (list(_dequantizers(value)) if value is not None else [] for value in node.inputs[:2])
+    if any(_per_channel(dequantizer) and not _of_weights(dequantizer) for dequantizer in (*first, *second)):
         return "its activation is quantized per channel, which TensorRT-RTX computes in float"
-    if len({tuple(_numbers(quantizer, 1)) for quantizer in quantizers}) > 1:
+    if len({tuple(_numbers(dequantizer, 1)) for dequantizer in first}) > 1:
         return "a Concat before it joins tensors of unequal scales, so TensorRT-RTX dequantizes it to float"
-    if not quantizers:
-        return "only its weights are quantized, not its activation"
-    if _dequantizer(node.inputs[1]) is None:
-        return "only its activation is quantized, not its weights"
+    if not first:
+        return "its weights are quantized and its activation is not"
+    if not second:
+        return "its activation is quantized and its weights are not"
     return None
 
 
 def _quantized(node: ir.Node) -> bool:
-    return any(value is not None and (_dequantizer(value) is not None or any(_quantizers(value))) for value in node.inputs[:2])
+    return any(any(_dequantizers(value)) for value in node.inputs[:2] if value is not None)
 
 
-def _dequantizer(value: ir.Value) -> ir.Node | None:
-    """The DequantizeLinear behind a value, also where only shapes changed or channels were scaled in between."""
+def _dequantizers(value: ir.Value) -> Iterator[ir.Node]:
+    """The DequantizeLinear nodes that a value comes from, through operators that only carry numbers."""
     node = value.producer()
-    return node if node is not None and node.op_type == "DequantizeLinear" else None
-
-
-def _quantizers(value: ir.Value) -> Iterator[ir.Node]:
-    """The DequantizeLinear nodes that an activation comes from, through operators that only carry values."""
-    node = value.producer()
-    if node is None or constant(value) is not None:
+    if node is None:
         return
     if node.op_type == "DequantizeLinear":
-        if constant(node.inputs[0]) is None:
-            yield node
+        yield node
     elif node.op_type in _CARRIERS:
         for source in node.inputs if node.op_type == "Concat" else node.inputs[:1]:
             if source is not None:
-                yield from _quantizers(source)
+                yield from _dequantizers(source)
+
+
+def _of_weights(dequantizer: ir.Node) -> bool:
+    return constant(dequantizer.inputs[0]) is not None
 
 
 def _per_channel(node: ir.Node) -> bool:

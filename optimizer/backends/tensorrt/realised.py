@@ -64,8 +64,8 @@ def _realised(node: ir.Node, homes: Sequence[Kernel], reasons: Mapping[str, str]
 
 
 def _home(homes: Sequence[Kernel]) -> Kernel:
-    """The kernel that does a layer's work: a library's, to the pointwise ones that prepare its inputs or finish its outputs."""
-    return next((kernel for kernel in homes if not kernel.generated), homes[0])
+    """The kernel that does a layer's work: a matrix product, to the ones that prepare its inputs or finish its outputs."""
+    return next((kernel for kernel in homes if kernel.product), homes[0])
 
 
 def _precision(node: ir.Node, home: Kernel, declared: str) -> tuple[str, str]:

@@ -111,10 +111,10 @@ def _config(builder: Any, request: Mapping[str, Any], channel: Channel) -> Any:
 def _refusal(parser: Any, layers: Mapping[str, str]) -> tuple[str, str]:
     """The parser's first error in one line, with the layer that it stands at."""
     error = parser.get_error(0)
-    words = next((line for line in error.desc().splitlines() if line.strip()), "").strip().rstrip(".")
+    words = [line for line in error.desc().splitlines() if line.strip() and not line.startswith("Invalid Node")]
     kind = error.code().name.replace("_", " ").lower()
     layer = layers.get(error.node_name()) or error.node_name()
-    return f"TensorRT-RTX can't read layer {layer!r} ({error.node_operator()}): {kind}: {words}.", _REMEDY
+    return f"TensorRT-RTX can't read layer {layer!r} ({error.node_operator()}): {kind}: {_words(words)}.", _REMEDY
 
 
 def _words(errors: Sequence[str]) -> str:

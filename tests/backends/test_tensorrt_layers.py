@@ -1,0 +1,50 @@
+"""The layer list of TensorRT-RTX is text: what is read out of a line must be what the line says, and no other line may pass."""
+
+from __future__ import annotations
+
+import pytest
+
+from optimizer.backends.tensorrt.layers import kernels_from_log, memory_from_log
+
+NHWC = "StrideOrder: [3,0,2,1], Datatype: {}, Format: (NHWC) Channel major format }}"
+CONVOLUTION = (
+    "Name: stem_myl0_1, LayerType: correlation, Inputs: [ { Name: a, Dimensions: [1,4,32,32], Strides: [4096,1,128,4], "
+    + NHWC.format("Int8")
+    + ", { Name: b, Dimensions: [1,16,32,32], Strides: [16384,1,512,16], "
+    + NHWC.format("Half")
+    + "], Constants: [ { Name: w, Dimensions: [16,4,3,3], Strides: [36,1,12,4], "
+    + NHWC.format("Int8")
+    + ", { Name: s, Dimensions: [1], Strides: [1], "
+    + NHWC.format("Float")
+    + "], Outputs: [ { Name: y, Dimensions: [1,16,32,32], Strides: [16384,1,512,16], "
+    + NHWC.format("Half")
+    + "], TacticName: __myelin_CASK_STUB, StreamId: 0, Metadata: [ONNX Layer: stem][ONNX Layer: stem.dq][ONNX Layer: add]"
+)
+SIGNAL = "Name: s_myl0_1, LayerType: signal, Inputs: [], Constants: [], Outputs: [], TacticName: , StreamId: 0, EventId: 1, Metadata: "
+
+
+def test_a_line_tells_kernel_types_bytes_and_nodes() -> None:
+    (kernel,) = kernels_from_log([CONVOLUTION])
+    assert (kernel.name, kernel.kind, kernel.precision, kernel.product) == ("stem_myl0_1", "correlation", "int8", True)
+    assert kernel.nodes == ("stem", "stem.dq", "add")
+    assert kernel.types == {"int8", "fp16"}, "a scale of one number is no tensor"
+    assert kernel.bytes == 4 * 1024 + 2 * 16 * 1024 + 16 * 4 * 9 + 4 + 2 * 16 * 1024
+
+
+def test_entries_that_launch_nothing_are_left_out() -> None:
+    assert [kernel.name for kernel in kernels_from_log([SIGNAL, CONVOLUTION])] == ["stem_myl0_1"]
+
+
+def test_a_free_dimension_counts_as_one() -> None:
+    (kernel,) = kernels_from_log([CONVOLUTION.replace("[1,16,32,32]", "[-1,16,32,32]")])
+    assert kernel.bytes == kernels_from_log([CONVOLUTION])[0].bytes
+
+
+def test_a_form_that_is_not_known_is_no_silent_gap() -> None:
+    with pytest.raises(ValueError, match="unknown form"):
+        kernels_from_log([CONVOLUTION.replace("Constants", "Konstanten")])
+
+
+def test_memory_is_read_from_the_log() -> None:
+    log = ["Max Scratch Memory: 8273920 bytes", "Total Activation Memory: 8273921 bytes", "Total Weights Memory: 6916 bytes"]
+    assert memory_from_log(log) == {"weights": 6916, "activations": 8273921, "scratch": 8273920}
