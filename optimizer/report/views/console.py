@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from io import StringIO
 
 from rich.console import Console, Group, RenderableType
@@ -21,11 +21,21 @@ _NONE = "-"
 
 def render(report: Report | Reports, *, colour: bool = False, width: int = 110) -> str:
     """The report as text of at most `width` columns, with ANSI colours if `colour`."""
-    console = Console(file=StringIO(), force_terminal=colour, no_color=not colour, width=width, highlight=False, emoji=False)
-    console.print(_several(report) if isinstance(report, Reports) else _one(report))
-    assert isinstance(console.file, StringIO)
-    lines = console.file.getvalue().splitlines()
-    return "\n".join(line.rstrip() for line in lines) + "\n"
+    return _drawn(_several(report) if isinstance(report, Reports) else _one(report), colour, width)
+
+
+def tabulated(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "", *, colour: bool = False, width: int = 110) -> str:
+    """A table as text; its cells may hold names out of models."""
+    table = _table(title, columns)
+    for row in rows:
+        table.add_row(*(text(cell) for cell in row))
+    return _drawn(table, colour, width)
+
+
+def _drawn(shown: RenderableType, colour: bool, width: int) -> str:
+    stream = StringIO()
+    Console(file=stream, force_terminal=colour, no_color=not colour, width=width, highlight=False, emoji=False).print(shown)
+    return "".join(line.rstrip() + "\n" for line in stream.getvalue().splitlines())
 
 
 def text(words: object, style: str = "") -> Text:
@@ -128,7 +138,9 @@ def _several(reports: Reports) -> Table:
 
 
 def _table(title: str, columns: Iterable[str]) -> Table:
-    table = Table(title=text(title), title_justify="left", box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table = Table(
+        title=text(title) if title else None, title_justify="left", box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0)
+    )
     for column in columns:
         table.add_column(text(column), overflow="fold")
     return table

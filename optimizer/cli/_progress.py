@@ -1,0 +1,83 @@
+"""Progress for people: bars with the time left on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from optimizer.progress import Track
+
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+@contextmanager
+def shown(plain: bool) -> Iterator[Track]:
+    """A track that shows each step on standard error; as plain lines if asked, or where that is no terminal."""
+    if plain or not sys.stderr.isatty():
+        yield Lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def track(step: str, done: int, total: int) -> None:
+            from optimizer.report.escape import printable
+
+            if step not in tasks:
+                for earlier in tasks.values():
+                    progress.update(earlier, visible=False)
+                tasks[step] = progress.add_task(printable(step), total=total or None)
+            progress.update(tasks[step], completed=done, total=total or None, visible=True)
+
+        yield track
+
+
+class Lines:
+    """A line where a step begins and ends, and every few seconds between; a step that comes again counts as between."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._known: set[str] = set()
+        self._step = ""
+        self._began = self._told = 0.0
+        self._from = self._last = 0
+        self._first = self._ended = False
+
+    def __call__(self, step: str, done: int, total: int) -> None:
+        now = self._clock()
+        if step != self._step or done < self._last:
+            self._first = step not in self._known
+            self._known.add(step)
+            self._step, self._began, self._from, self._ended = step, now, done, False
+            if self._first:
+                self._tell(f"{step} ...", now)
+        self._last = done
+        if total and done >= total and not self._ended:
+            self._ended = True
+            if self._first:
+                self._tell(f"{step}: {done} of {total}, {now - self._began:.1f} s", now)
+        elif now - self._told >= _SECONDS_BETWEEN_LINES and not self._ended:
+            self._tell(f"{step}: {self._so_far(done, total, now)}", now)
+
+    def _so_far(self, done: int, total: int, now: float) -> str:
+        if not total:
+            return f"{done}, {now - self._began:.0f} s"
+        left = ""
+        if done > self._from:
+            left = f", about {(now - self._began) / (done - self._from) * (total - done):.0f} s left"
+        return f"{done} of {total} ({100 * done // total} %){left}"
+
+    def _tell(self, words: str, now: float) -> None:
+        from optimizer.report.escape import printable
+
+        self._told = now
+        click.echo(printable(words), err=True)

@@ -1,0 +1,64 @@
+"""`optimize bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from optimizer.cli import _options, _progress, _show
+
+
+@click.command("bench")
+@click.argument("engines", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=10.0, show_default=True, help="Time for the race.")
+@click.option("--evaluation", metavar="DATA", help="Run on these samples instead of random numbers.")
+@_options.shapes
+@_options.threads
+@_options.seed
+@_options.as_json
+@_options.ci
+def command(
+    engines: tuple[Path, ...],
+    seconds: float,
+    evaluation: str | None,
+    shapes: tuple[str, ...],
+    threads: int | None,
+    seed: int | None,
+    as_json: bool,
+    ci: bool,
+) -> int:
+    """Time ENGINES (folders, or ONNX models as they are) against the first of them, in interleaved pairs."""
+    from optimizer.verbs.bench import bench
+
+    with _show.standard_output(), _progress.shown(plain=ci) as track:
+        found = bench(
+            engines,
+            seconds=seconds,
+            evaluation=evaluation,
+            shapes=_options.shapes_from_words(shapes),
+            threads=threads,
+            seed=seed or 0,
+            track=track,
+        )
+    timings = found.timings
+    if as_json:
+        _show.json(found)
+    else:
+        rows = [
+            (
+                name,
+                f"{one.milliseconds:.3g}",
+                f"{one.p90:.3g}",
+                f"{one.p99:.3g}",
+                f"{one.ratio:.2f}x [{one.low:.2f}, {one.high:.2f}]",
+                one.runs,
+            )
+            for name, one in timings.items()
+        ]
+        _show.table(["engine", "p50 ms", "p90 ms", "p99 ms", f"speed of {found.baseline}", "runs"], rows, f"On {found.inputs}")
+    fastest = min(timings, key=lambda name: timings[name].milliseconds)
+    best = timings[fastest]
+    return _show.ending(
+        0, f"{fastest} is the fastest: {best.ratio:.2f}x {found.baseline} [{best.low:.2f}, {best.high:.2f}] on {best.timed_on}"
+    )

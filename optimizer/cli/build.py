@@ -1,0 +1,65 @@
+"""`optimize build`: the main job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from optimizer.cli import _options, _progress, _show
+
+
+@click.command("build")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="OUT", help="The engine folder to write.")
+@_options.target
+@click.option("--backend", "backends", multiple=True, metavar="NAME", help="Only these backends. May be repeated.")
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16", "int8"]), help="auto: the fastest that passes.")
+@click.option("--calibration", metavar="DATA", help="Samples for INT8 ranges: .npz, a folder, or file.py:function.")
+@click.option("--evaluation", metavar="DATA", help="Held-out samples, with labels if there are any, that the gate judges by.")
+@click.option("--random-calibration", is_flag=True, help="Calibrate on random numbers; leaves a mark.")
+@click.option("--task", type=click.Choice(["classification", "regression", "embedding"]), help="What the outputs mean.")
+@click.option("--metric", metavar="NAME|FILE.py:FUNCTION", help="top1, top5, auc, f1, mae, rmse, cosine, agreement ... or yours.")
+@click.option("--max-drop", metavar="1%|0.5pp", help="What may be lost: of the parent's metric (%), or in points (pp). Default 1%.")
+@click.option("--min-metric", type=float, metavar="X", help="What the engine's own lower bound must reach.")
+@click.option("--min-speedup", type=float, metavar="X", help="FAIL where the engine is not that much faster.")
+@_options.shapes
+@click.option("--time-budget", metavar="10m", help="Time for the search.")
+@_options.factory
+@_options.factory_args
+@click.option("--plan", type=click.Path(path_type=Path), metavar="plan.json", help="Repeat the decisions of an earlier build.")
+@click.option("--config", type=click.Path(path_type=Path), metavar="optimize.toml", help="Options and preprocessing from a file.")
+@_options.threads
+@_options.seed
+@click.option("--on-inconclusive", type=click.Choice(["fail", "pass"]), help="Take INCONCLUSIVE (exit 4) for a FAIL or a PASS.")
+@click.option("--require-measured", is_flag=True, help="INCONCLUSIVE where the gate was only simulated.")
+@_options.as_json
+@_options.ci
+def command(model: Path, output: Path, config: Path | None, as_json: bool, ci: bool, **words: Any) -> int:
+    """Build an engine for MODEL into OUT: fused, calibrated, timed, and gated against its parent.
+
+    MODEL is an ONNX file, or a PyTorch checkpoint with --factory.
+    """
+    from optimizer.process import check_house
+
+    # Before the pipeline is imported: with somebody else's `kernels` the import itself would fail, and in no user's words.
+    check_house()
+
+    from optimizer.pipeline import build
+    from optimizer.provenance import to_json
+    from optimizer.request import request_from_words
+
+    # A flag that was not given must not count against optimize.toml.
+    given = {name: value for name, value in {**words, "ci": ci}.items() if value is not False}
+    request = request_from_words(model=model, output=output, config=config, **given)
+    with _show.standard_output() as stream, _progress.shown(plain=request.ci) as track:
+        outcome = build(request, track)
+        if as_json:
+            stream.write(to_json(outcome.report))
+    _show.report(outcome.report, err=as_json, plain=request.ci)
+    if request.ci:
+        _show.job_summary(outcome.report)
+    for page in sorted(outcome.folder.glob("report.html")) or sorted(outcome.folder.glob("*/report.html")):
+        _show.line(f"report: {page}", err=True)
+    return _show.ending(outcome.exit_code, outcome.headline)

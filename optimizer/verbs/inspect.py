@@ -1,0 +1,115 @@
+"""`inspect`: what a model is made of, what would fuse, who can take it, and why a layer would not be INT8."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kernels.target import Target
+from kernels.targets import target_from_name
+from optimizer import importers
+from optimizer.backends import NAMES, backend, missing
+from optimizer.fusion import fuse
+from optimizer.graph import weights_bytes
+from optimizer.model import Fusion, Layer, Model, Source, TensorSpec
+from optimizer.package.passport import Passport, verify
+from optimizer.plan import Shape
+from optimizer.precision import eligible
+from optimizer.progress import Track, silent
+from optimizer.provenance import from_json
+from optimizer.report.report import Report
+
+
+@dataclass(frozen=True)
+class Taker:
+    """A backend for a target. `missing` is why it can't build; `not_int8` maps each layer that can't be INT8 to the reason."""
+
+    target: str
+    backend: str
+    missing: str | None
+    precisions: tuple[str, ...] = ()
+    not_int8: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """A model: its layers as they stand after fusion. `parameters` counts numbers, `weights` bytes."""
+
+    source: Source
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    layers: tuple[Layer, ...]
+    operators: Mapping[str, int]
+    parameters: int
+    weights: int
+    fusions: tuple[Fusion, ...]
+    takers: tuple[Taker, ...]
+
+
+@dataclass(frozen=True)
+class InspectedEngine:
+    """An engine folder, verified: its passport and its report."""
+
+    passport: Passport
+    report: Report
+
+
+def inspect(
+    path: Path,
+    *,
+    targets: Sequence[str] = (),
+    factory: str | None = None,
+    factory_args: Mapping[str, str] | None = None,
+    shapes: Mapping[str, Shape] | None = None,
+    user_folder: Path | None = None,
+    track: Track = silent,
+) -> Inspected | InspectedEngine:
+    """Look at a model file, or at an engine folder if `path` holds a passport. Nothing is built or left behind.
+
+    Raises:
+        InputError: the model can't be read.
+        VerificationError: the engine folder is not what its passport says.
+        UnavailableError: a target of an unknown name.
+    """
+    if (path / "passport.json").is_file() or (path / "report.json").is_file():
+        passport = verify(path)
+        return InspectedEngine(passport, from_json((path / "report.json").read_bytes(), Report, "report.json"))
+    chosen = [target_from_name(name) for name in targets or ("cpu",)]
+    with tempfile.TemporaryDirectory() as scratch:
+        imported = importers.load(
+            path,
+            factory=factory,
+            factory_args=factory_args or {},
+            shapes=shapes or {},
+            scratch=Path(scratch),
+            user_folder=user_folder or Path.cwd(),
+            track=track,
+        )
+        return _inspected(fuse(imported), chosen)
+
+
+def _inspected(model: Model, targets: Sequence[Target]) -> Inspected:
+    layers = model.layers
+    return Inspected(
+        source=model.source,
+        inputs=model.inputs,
+        outputs=model.outputs,
+        layers=layers,
+        operators=dict(Counter(layer.op for layer in layers).most_common()),
+        parameters=sum(layer.parameters for layer in layers),
+        weights=weights_bytes(model.graph),
+        fusions=model.fusions,
+        takers=tuple(_taker(model, target, name) for target in targets for name in NAMES),
+    )
+
+
+def _taker(model: Model, target: Target, name: str) -> Taker:
+    why_not = missing(name, target)
+    if why_not is not None:
+        return Taker(target.name, name, why_not)
+    capability = backend(name).capability(target)
+    reasons = {layer: reason for layer, reason in eligible(model, capability, "int8").items() if reason is not None}
+    return Taker(target.name, name, None, tuple(sorted(capability.precisions)), reasons)
