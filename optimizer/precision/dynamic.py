@@ -1,0 +1,100 @@
+"""Dynamic INT8: weights as integers in the file, the activations' range found at every run, in ONNX Runtime's fastest form.
+
+A product becomes DynamicQuantizeLinear, shared by all that read the tensor, and com.microsoft's MatMulIntegerToFloat, which
+takes one scale a column and adds the bias; an LSTM becomes com.microsoft's DynamicQuantizeLSTM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from optimizer.graph import constant
+from optimizer.model import is_layer
+from optimizer.plan import Capability, Plan
+from optimizer.precision import weights
+from optimizer.precision.writer import Writer
+
+DOMAIN = "com.microsoft"
+_LSTM_ATTRIBUTES = ("activation_alpha", "activation_beta", "activations", "clip", "direction", "hidden_size", "input_forget")
+
+
+def quantize_dynamically(model: ir.Model, plan: Plan, capability: Capability) -> None:
+    """Writes the plan's dynamic INT8 into the graph, in place; the layers keep their names on the integer operators."""
+    graph = model.graph
+    layers = [node for node in graph if is_layer(node) and plan.precision(node.name or "") == "int8_dynamic"]
+    if not layers:
+        return
+    model.opset_imports.setdefault(DOMAIN, 1)
+    writer = Writer(graph)
+    ranged: dict[ir.Value, ir.Node] = {}
+    for node in layers:
+        if node.op_type == "LSTM":
+            _lstm(writer, node, capability.weight_limit)
+        else:
+            _product(writer, node, ranged, capability.weight_limit)
+
+
+def _product(writer: Writer, node: ir.Node, ranged: dict[ir.Value, ir.Node], limit: int) -> None:
+    activation, value = node.inputs[0], node.inputs[1]
+    known = constant(value)
+    assert activation is not None
+    assert value is not None
+    assert known is not None
+    if activation not in ranged:
+        kinds = [(ir.DataType.UINT8, activation.shape), (ir.DataType.FLOAT, ir.Shape([])), (ir.DataType.UINT8, ir.Shape([]))]
+        down = writer.node("DynamicQuantizeLinear", [activation], f"{activation.name}/quantize", node.name or "", kinds)
+        writer.place_behind(activation, [down])
+        ranged[activation] = down
+    matrix = known.T if node.op_type == "Gemm" and node.attributes.get_int("transB") else known
+    integers, scales = weights.per_channel(np.ascontiguousarray(matrix, np.float32), 1, "minmax", limit)
+    read, step, zero = ranged[activation].outputs
+    inputs: list[ir.Value | None] = [
+        read,
+        writer.constant(f"{value.name}/integers", integers),
+        step,
+        writer.constant(f"{value.name}/scale", scales),
+        zero,
+        writer.constant(f"{value.name}/zero_point", np.zeros(len(scales), np.int8)),
+    ]
+    bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    if bias is not None:
+        row = np.broadcast_to(bias.astype(np.float32).reshape(-1), scales.shape)
+        inputs.append(writer.constant(f"{node.name}/bias", np.ascontiguousarray(row)))
+    _replace(writer, node, "MatMulIntegerToFloat", inputs, ())
+
+
+def _lstm(writer: Writer, node: ir.Node, limit: int) -> None:
+    inputs: list[ir.Value | None] = [*node.inputs, *[None] * (8 - len(node.inputs))]
+    scales: list[ir.Value | None] = []
+    for place in (1, 2):
+        value = node.inputs[place]
+        known = constant(value)
+        assert value is not None
+        assert known is not None
+        integers, steps = _by_direction(known.astype(np.float32), limit)
+        inputs[place] = writer.constant(f"{value.name}/integers", integers)
+        scales.append(writer.constant(f"{value.name}/scale", steps))
+        scales.append(writer.constant(f"{value.name}/zero_point", np.zeros(steps.shape, np.int8)))
+    kept = [node.attributes[name] for name in _LSTM_ATTRIBUTES if name in node.attributes]
+    _replace(writer, node, "DynamicQuantizeLSTM", [*inputs, *scales], kept)
+
+
+def _by_direction(weight: weights.Floats, limit: int) -> tuple[weights.Integers, weights.Floats]:
+    """(directions, 4 hidden, inputs) -> int8 (directions, inputs, 4 hidden) and scales (directions, 4 hidden)."""
+    parts = [weights.per_channel(np.ascontiguousarray(matrix.T), 1, "minmax", limit) for matrix in weight]
+    return np.stack([integers for integers, _ in parts]), np.stack([steps for _, steps in parts])
+
+
+def _replace(writer: Writer, node: ir.Node, operator: str, inputs: Sequence[ir.Value | None], attributes: Sequence[ir.Attr]) -> None:
+    """The layer's integer form in its place, under its name, writing the same values."""
+    new = ir.Node(DOMAIN, operator, inputs, attributes, num_outputs=len(node.outputs), name=node.name)
+    new.metadata_props.update(node.metadata_props)
+    for old, value in zip(node.outputs, new.outputs, strict=True):
+        value.shape, value.type = old.shape, old.type
+        old.replace_all_uses_with(value, replace_graph_outputs=True)
+        value.name = old.name
+    writer.graph.insert_before(node, new)
+    writer.graph.remove(node, safe=True)
