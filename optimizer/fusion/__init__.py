@@ -11,7 +11,7 @@ import onnx_ir as ir
 from optimizer.errors import OptimizeError
 from optimizer.fusion import activation, convolution, identity, normalization, padding, pooling, reshaping, transposition
 from optimizer.fusion.duplicates import merge_initializers, merge_nodes
-from optimizer.fusion.folding import fold_constants, lift_constants
+from optimizer.fusion.folding import constants_right, fold_constants, lift_constants
 from optimizer.fusion.removal import remove_unused
 from optimizer.fusion.rule import Rule, apply
 from optimizer.fusion.shapes import fold_shapes
@@ -41,6 +41,7 @@ def step(name: str, why: str, rules: Iterable[Rule]) -> Step:
 ORDER: tuple[Step, ...] = (
     Step("constants", "first, since most conditions ask for a constant", fold_constants),
     Step("shapes", "turns computed targets of Reshape into constants, which the reshapes below need", fold_shapes),
+    Step("constants on the right", "before the patterns, which look for them there", constants_right),
     step("no effect", "before the patterns, which an Identity or Dropout in the middle would hide", identity.RULES),
     Step("duplicates", "before the patterns: an exporter that writes x - mean twice hides a normalization", merge_nodes),
     step("reshapes", "after the no-ops, so that chains are seen whole", reshaping.RULES),

@@ -29,7 +29,7 @@ def _constants(x: ir.Value, *wanted: tuple[ir.Value | None, float]) -> MatchResu
 class Gelu(Rule):
     """0.5 x (1 + erf(x / sqrt 2)), or with tanh(sqrt(2 / pi) (x + 0.044715 x^3)) for the erf (Hendrycks and Gimpel 2016)."""
 
-    def __init__(self, approximate: Literal["none", "tanh"], order: Literal["xg.h", "x.gh", "xh.g"], swapped: bool) -> None:
+    def __init__(self, approximate: Literal["none", "tanh"], order: Literal["xg.h", "x.gh", "xh.g"], swapped: bool = False) -> None:
         super().__init__("GELU by erf" if approximate == "none" else "GELU by tanh")
         self.approximate = approximate
         self.order = order
@@ -37,22 +37,22 @@ class Gelu(Rule):
 
     def pattern(self, op: Any, x: Any, half: Any, one: Any, a: Any, b: Any, c: Any) -> Any:
         curve = self._erf(op, x, a, b) if self.approximate == "none" else self._tanh(op, x, a, b, c)
-        gate = either(op.Add, curve, one)
+        gate = op.Add(curve, one)
         left, right = {
             "xg.h": lambda: (either(op.Mul, x, gate), half),
-            "x.gh": lambda: (x, either(op.Mul, gate, half)),
-            "xh.g": lambda: (either(op.Mul, x, half), gate),
+            "x.gh": lambda: (x, op.Mul(gate, half)),
+            "xh.g": lambda: (op.Mul(x, half), gate),
         }[self.order]()
         return op.Mul(right, left) if self.swapped else op.Mul(left, right)
 
     @staticmethod
     def _erf(op: Any, x: Any, root: Any, inverse: Any) -> Any:
-        return op.Erf(OrValue([op.Div(x, root), op.Mul(x, inverse), op.Mul(inverse, x)]))
+        return op.Erf(OrValue([op.Div(x, root), op.Mul(x, inverse)]))
 
     @staticmethod
     def _tanh(op: Any, x: Any, factor: Any, cubic: Any, three: Any) -> Any:
         cube = OrValue([op.Pow(x, three), op.Mul(op.Mul(x, x), x), op.Mul(x, op.Mul(x, x))])
-        return op.Tanh(either(op.Mul, either(op.Add, x, either(op.Mul, cube, cubic)), factor))
+        return op.Tanh(op.Mul(either(op.Add, x, op.Mul(cube, cubic)), factor))
 
     def check(
         self,
@@ -84,13 +84,13 @@ class HardSwish(Rule):
         self.swapped = swapped
 
     def pattern(self, op: Any, x: Any, three: Any, low: Any, high: Any, six: Any, sixth: Any) -> Any:
-        ramp = op.Clip(either(op.Add, x, three), low, high)
+        ramp = op.Clip(op.Add(x, three), low, high)
         if self.order == "xr/6":
             return op.Div(either(op.Mul, x, ramp), six)
         left, right = {
             "x.r/6": lambda: (x, op.Div(ramp, six)),
             "xr.s": lambda: (either(op.Mul, x, ramp), sixth),
-            "x.rs": lambda: (x, either(op.Mul, ramp, sixth)),
+            "x.rs": lambda: (x, op.Mul(ramp, sixth)),
         }[self.order]()
         return op.Mul(right, left) if self.swapped else op.Mul(left, right)
 
@@ -134,10 +134,12 @@ class HardSwishOfSigmoid(Rule):
 
 
 _SIDES = (False, True)
+_CURVES: tuple[Literal["none", "tanh"], ...] = ("none", "tanh")
 
 RULES: tuple[Rule, ...] = (
-    *(Gelu(kind, order, swapped) for kind in ("none", "tanh") for order in ("xg.h", "x.gh", "xh.g") for swapped in _SIDES),
-    HardSwish("xr/6"),
-    *(HardSwish(order, swapped) for order in ("x.r/6", "xr.s", "x.rs") for swapped in _SIDES),
+    *(Gelu(kind, "xg.h") for kind in _CURVES),
+    *(Gelu(kind, order, swapped) for kind in _CURVES for order in ("x.gh", "xh.g") for swapped in _SIDES),
+    *(HardSwish(order) for order in ("xr/6", "xr.s")),
+    *(HardSwish(order, swapped) for order in ("x.r/6", "x.rs") for swapped in _SIDES),
     *(HardSwishOfSigmoid(swapped) for swapped in _SIDES),
 )

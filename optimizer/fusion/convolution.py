@@ -20,8 +20,6 @@ from optimizer.fusion.rule import Rule, refused
 class Behind(Rule):
     """A scale or shift behind a linear node goes into its weight and bias; a MatMul of matrices with a bias becomes a Gemm."""
 
-    commutes = True
-
     def __init__(self, layer: str, operator: str) -> None:
         super().__init__(f"{operator} into {layer}")
         self.layer = layer
@@ -57,8 +55,6 @@ class Behind(Rule):
 
 class Before(Rule):
     """A scale or shift before a linear node goes into its weight and bias, where no padding stands between."""
-
-    commutes = True
 
     def __init__(self, operator: str, layer: str) -> None:
         super().__init__(f"{operator} before {layer}")

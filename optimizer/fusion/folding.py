@@ -18,6 +18,8 @@ from optimizer.model import Fusion
 QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 """A quantized weight stays one: what it dequantizes to is four times as large."""
 
+COMMUTATIVE = frozenset({"Add", "Mul"})
+
 GROWTH = 1 << 16
 """Bytes by which one folded node may make the model larger; a Transpose of a weight that nobody else reads costs none."""
 
@@ -32,6 +34,17 @@ def lift_constants(model: ir.Model) -> None:
         tensor = ir.convenience.get_const_tensor(value)
         if tensor is not None:
             _store(graph, node, [tensor])
+
+
+def constants_right(model: ir.Model, _taken: set[str]) -> list[Fusion]:
+    """Let the constant operand of Add and Mul stand on the right, in place; nothing to tell, since no layer changes."""
+    for node in model.graph:
+        if node.op_type in COMMUTATIVE and not node.domain:
+            left, right = node.inputs
+            if known(left) is not None and known(right) is None:
+                node.replace_input_with(0, right)
+                node.replace_input_with(1, left)
+    return []
 
 
 def fold_constants(model: ir.Model, taken: set[str]) -> list[Fusion]:

@@ -123,4 +123,20 @@ class Removed(Rule):
         return x
 
 
-RULES: tuple[Rule, ...] = tuple(Removed(operator) for operator in UNCHANGED)
+class CastLike(Rule):
+    """CastLike(x, y) = Cast(x) to the type of y, which is known before the run though y is not."""
+
+    def __init__(self) -> None:
+        super().__init__("CastLike to a known type")
+
+    def pattern(self, op: Any, x: Any, y: Any) -> Any:
+        return op.CastLike(x, y)
+
+    def check(self, _context: Any, y: ir.Value, **_: Any) -> MatchResult:
+        return refused("the type is not known", y) if y.dtype is None else MatchResult()
+
+    def rewrite(self, op: Any, x: ir.Value, y: ir.Value) -> Any:
+        return op.Cast(x, to=y.dtype)
+
+
+RULES: tuple[Rule, ...] = (CastLike(), *(Removed(operator) for operator in UNCHANGED))

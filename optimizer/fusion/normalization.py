@@ -11,7 +11,7 @@ from onnxscript.rewriter import MatchResult
 from onnxscript.rewriter.pattern import OrValue
 
 from optimizer.fusion.conditions import FLOATS, fits, input_of, integers, known, near, number, producer, rank, size
-from optimizer.fusion.rule import Rule, either, refused
+from optimizer.fusion.rule import Rule, refused
 
 
 class LayerNormalization(Rule):
@@ -30,7 +30,7 @@ class LayerNormalization(Rule):
         centred = op.Sub(x, mean, _outputs=["centred"])
         square = OrValue([op.Pow(centred, two), op.Mul(centred, centred)])
         variance = op.ReduceMean(square, axes2, _outputs=["variance"])
-        deviation = op.Sqrt(either(op.Add, variance, epsilon))
+        deviation = op.Sqrt(op.Add(variance, epsilon))
         if self.form == "d / s":
             return op.Div(centred, deviation, _outputs=["z"])
         inverse = OrValue([op.Reciprocal(deviation), op.Div(one, deviation)])
@@ -87,8 +87,6 @@ def _normalized(x: ir.Value, axes: ir.Value | None) -> tuple[int, ...] | str:
 
 class IntoNormalization(Rule):
     """LayerNormalization(x, s, b) * c = LayerNormalization(x, s c, b c), and + c = LayerNormalization(x, s, b + c)."""
-
-    commutes = True
 
     def __init__(self, operator: str) -> None:
         super().__init__(f"{operator} into LayerNormalization")

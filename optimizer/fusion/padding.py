@@ -91,8 +91,6 @@ def _check_pooling(layer: ir.Node, pads: tuple[int, ...]) -> MatchResult:
         return refused("the window has holes", layer)
     if any(a + b >= width for a, b, width in zip(own, pads, (*kernel, *kernel), strict=True)):
         return refused("a window would lie outside the input", layer)
-    if layer.op_type == "MaxPool" and len(layer.outputs) > 1:
-        return refused("the indices count padded pixels", layer)
     if layer.op_type == "AveragePool" and any(own) and not layer.attributes.get_int("count_include_pad", 0):
         return refused("the pooling leaves its own padding out of the average", layer)
     return MatchResult()

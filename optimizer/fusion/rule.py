@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import onnx_ir as ir
 from onnxscript.rewriter import MatchResult, RewriteRule
@@ -27,9 +27,6 @@ class Rule(ABC):
     A pattern has one output.  `rewrite` is called only where `check` agreed; it returns the value that takes the place of
     the pattern's output, of a new node or one that was there before (then `check` has asked `stands_for`).
     """
-
-    commutes: ClassVar[bool] = False
-    """Whether the operands of Add and Mul in the pattern may also stand the other way round."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -47,14 +44,16 @@ class Rule(ABC):
         """What stands there instead; called with a builder and the values by the pattern's names."""
 
     @cached_property
-    def variants(self) -> Sequence[RewriteRule]:
-        """The compiled pattern, once for each order of its commutative operands."""
-        rule = RewriteRule(self.pattern, self.rewrite, self.check, name=self.name)
-        return rule.commute() if self.commutes else (rule,)
+    def compiled(self) -> RewriteRule:
+        """The pattern as the engine takes it."""
+        return RewriteRule(self.pattern, self.rewrite, self.check, name=self.name)
 
 
 def either(operator: Any, a: Any, b: Any) -> Any:
-    """A pattern of a commutative operator with its operands in either order; can't be the pattern's output."""
+    """A pattern of a commutative operator with two computed operands in either order; can't be the pattern's output.
+
+    A constant operand of Add and Mul stands on the right when rules see it (`folding.constants_right`).
+    """
     return OrValue([operator(a, b), operator(b, a)])
 
 
@@ -69,25 +68,25 @@ def apply(rules: Iterable[Rule], model: ir.Model, taken: set[str]) -> list[Fusio
     Changes `model` and `taken`, the names in use.  Nodes that a rule writes are tried in the same pass.
     """
     by_root: dict[str, list[RewriteRule]] = {}
-    for variant in (variant for rule in rules for variant in rule.variants):
-        by_root.setdefault(_root(variant), []).append(variant)
+    for rule in rules:
+        by_root.setdefault(_root(rule.compiled), []).append(rule.compiled)
     fusions = []
     for node in model.graph:
-        for variant in by_root.get(node.op_type, ()):
-            found = variant.try_rewrite(model, model.graph, node)
+        for candidate in by_root.get(node.op_type, ()):
+            found = candidate.try_rewrite(model, model.graph, node)
             if found is not None:
                 matched = [node] if len(found.match.nodes) == 1 else [each for each in model.graph if each in found.match.nodes]
                 _register(model.graph, found.new_initializers, taken)
                 old, new = found.match.outputs[0], found.new_outputs[0]
                 result = _replace(model.graph, node, matched, found.new_nodes, old, new, taken)
-                fusions.append(Fusion(variant.name or "", tuple(each.name or "" for each in matched), result))
+                fusions.append(Fusion(candidate.name or "", tuple(each.name or "" for each in matched), result))
                 break
     return fusions
 
 
-def _root(variant: RewriteRule) -> str:
+def _root(rule: RewriteRule) -> str:
     """The operator of the node that a pattern ends in; onnxscript has no public way to ask."""
-    return variant._target_pattern.output_node.op_type
+    return rule._target_pattern.output_node.op_type
 
 
 def _register(graph: ir.Graph, initializers: Iterable[ir.Value], taken: set[str]) -> None:

@@ -1,7 +1,7 @@
 """Shape arithmetic computed ahead: Shape, Gather, Concat ... where the sizes are known, and Reshape where one is free.
 
-Each small integer tensor is followed through the graph element by element: an element is a number, or a `Size`, the free
-size of one axis of one value, or unknown.  What comes out as numbers becomes an initializer; the target of a Reshape may
+Each small integer tensor is followed through the graph element by element: an element is a number, or a `Size`
+that is free, or unknown.  What comes out as numbers becomes an initializer; the target of a Reshape may
 keep one free size (-1) and those that it copies from its input (0).
 """
 
@@ -25,10 +25,19 @@ _LONGEST = 64
 
 @dataclass(frozen=True)
 class Size:
-    """The free size of `value` along `axis`."""
+    """A free size: by the name that the model gives it, or as one axis of one value where it has none to rely on."""
 
-    value: ir.Value
-    axis: int
+    name: str
+    value: ir.Value | None = None
+    axis: int = 0
+
+
+def _size(value: ir.Value, shape: ir.Shape, axis: int) -> int | Size:
+    size = shape[axis]
+    if isinstance(size, int):
+        return size
+    name = size.value or "?"
+    return Size("?", value, axis) if name.startswith("?") else Size(name)
 
 
 UNKNOWN = None
@@ -80,7 +89,7 @@ def _elements(value: ir.Value, followed: Mapping[ir.Value, Elements]) -> Element
 def _shape(node: ir.Node, x: ir.Value) -> Elements | None:
     if x.shape is None:
         return None
-    sizes = [size if isinstance(size, int) else Size(x, axis) for axis, size in enumerate(x.shape)]
+    sizes = [_size(x, x.shape, axis) for axis in range(len(x.shape))]
     return _vector(sizes[node.attributes.get_int("start", 0) : node.attributes.get_int("end", len(sizes))])
 
 
@@ -220,10 +229,11 @@ def _retarget(graph: ir.Graph, node: ir.Node, followed: Mapping[ir.Value, Elemen
 
 
 def _target(x: ir.Value, elements: list[Any], zero_is_empty: bool) -> list[int] | None:
-    free = sum(not isinstance(each, int) or each == -1 for each in elements)
     if zero_is_empty and 0 in elements:
         return None
-    if free <= 1:
+    if sum(not isinstance(each, int) or each == -1 for each in elements) <= 1:
         return [each if isinstance(each, int) else -1 for each in elements]
-    target = [each if isinstance(each, int) else 0 if each == Size(x, axis) else -1 for axis, each in enumerate(elements)]
+    own = [] if x.shape is None else [_size(x, x.shape, axis) for axis in range(len(x.shape))]
+    copied = [isinstance(each, Size) and axis < len(own) and own[axis] == each for axis, each in enumerate(elements)]
+    target = [each if isinstance(each, int) else 0 if same else -1 for each, same in zip(elements, copied, strict=True)]
     return target if target.count(-1) <= 1 else None

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnxscript.rewriter import MatchResult
 
 from optimizer.fusion.conditions import known, producer, rank, stands_for
+from optimizer.fusion.folding import COMMUTATIVE
 from optimizer.fusion.rule import Rule, refused
 from optimizer.graph import readers
 
@@ -148,6 +149,7 @@ def _meets_transpose(value: ir.Value) -> bool:
 RULES: tuple[Rule, ...] = (
     Two(),
     *(BelowUnary(operator) for operator in UNARY),
-    *(BelowConstant(operator, swapped) for operator in BINARY for swapped in (False, True)),
+    *(BelowConstant(operator, swapped=False) for operator in BINARY),
+    *(BelowConstant(operator, swapped=True) for operator in BINARY if operator not in COMMUTATIVE),
     *(BelowBoth(operator) for operator in BINARY),
 )
