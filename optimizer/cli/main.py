@@ -11,6 +11,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -70,6 +71,9 @@ def main() -> NoReturn:
     """The console script."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
+    if isinstance(sys.stdout, TextIOWrapper):
+        # A terminal that lacks a letter of a layer's name gets it spelled out, not an exception.
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))
 
 
@@ -87,6 +91,9 @@ def run(arguments: Sequence[str]) -> int:
         return _show.ending(2, error.format_message())
     except (click.Abort, KeyboardInterrupt):
         return _show.ending(_INTERRUPTED, "stopped, nothing was left behind")
+    except SystemExit:
+        # click's way to end where standard output goes to a pipe that nobody reads any more.
+        return _show.ending(_INTERRUPTED, "standard output was closed before everything was told")
     except Exception as error:
         traceback.print_exc()
         return _show.ending(1, f"{type(error).__name__}: {error}. Please report this with the lines above.")

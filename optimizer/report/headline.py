@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from kernels.target import Target
@@ -9,11 +10,12 @@ from optimizer.engine import Candidate, Parity
 
 _RATES = ("top1", "top5", "agreement", "recall@")
 _SIMULATION = "simulation"
+_PRECISION = re.compile(r"\b(int8|fp16|bf16|fp32)\b")
 
 
-def headline_from(subject: Candidate, candidates: Sequence[Candidate], parity: Parity, target: Target) -> str:
-    """One line of plain text about `subject`, the candidate that ships or that the verdict is about."""
-    parts = [_fast(subject), _lost(parity), _where(parity, target), *_refused(subject, candidates)]
+def headline_from(subject: Candidate, candidates: Sequence[Candidate], parity: Parity, target: Target, requested: str) -> str:
+    """One line of plain text about `subject`, the candidate that ships or that the verdict is about; `requested` is a precision."""
+    parts = [_fast(subject, requested), _lost(parity), _where(parity, target), *_refused(subject, candidates)]
     return "; ".join(part for part in parts if part)
 
 
@@ -45,14 +47,21 @@ def dropped(drop: float | None, low: float | None, high: float | None, metric: s
     return f"{points(drop, metric)} [{bounds}]"
 
 
-def _fast(subject: Candidate) -> str:
-    name, timing = subject.name.upper() if len(subject.name) < 6 else subject.name, subject.timing
+def _fast(subject: Candidate, requested: str) -> str:
+    name, timing = _titled(subject.name), subject.timing
     if timing is None:
         return f"{name}, not timed"
     if timing.versus == subject.name:
-        return f"{name} {timing.milliseconds:.3g} ms, nothing lower was faster and good enough"
-    word = "faster than" if timing.ratio >= 1 else "the speed of (slower)"
-    return f"{name} {timing.ratio:.2f}x {word} {timing.versus} [{timing.low:.2f}, {timing.high:.2f}]"
+        return f"{name} {timing.milliseconds:.3g} ms" + (", nothing lower was faster and good enough" if requested == "auto" else "")
+    bounds = f"[{timing.low:.2f}, {timing.high:.2f}]"
+    if timing.ratio < 1:
+        return f"{name} {timing.ratio:.2f}x as fast as {_titled(timing.versus)} {bounds}, slower"
+    return f"{name} {timing.ratio:.2f}x faster than {_titled(timing.versus)} {bounds}"
+
+
+def _titled(name: str) -> str:
+    """A candidate's name with its precisions as people write them: `INT8 without 3 layers`."""
+    return _PRECISION.sub(lambda found: found[0].upper(), name)
 
 
 def _lost(parity: Parity) -> str:
@@ -106,4 +115,4 @@ def _refused(subject: Candidate, candidates: Sequence[Candidate]) -> list[str]:
     assert best.parity is not None
     parity = best.parity
     why = _needed(parity) if parity.verdict == "inconclusive" else f"it would lose {points(parity.drop, parity.metric)}"
-    return [f"{best.name} {best.timing.ratio:.2f}x held back: {why}"]
+    return [f"{_titled(best.name)} {best.timing.ratio:.2f}x held back: {why}"]

@@ -210,7 +210,7 @@ def report_from(
     told = dict.fromkeys((*notes, *parity.notes, *(built.notes if built is not None else ())))
     return Report(
         verdict=parity.verdict,
-        headline=portable(headline_from(subject, candidates, parity, target), private),
+        headline=portable(headline_from(subject, candidates, parity, target, requested), private),
         exit_code=exit_code,
         gate=parity,
         ladder=tuple(ladder),

@@ -146,3 +146,18 @@ def test_a_signal_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) 
     assert said.splitlines()[-1].startswith("INTERRUPTED (exit 130)")
     assert "Traceback" not in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_goes_away_is_no_error_of_ours() -> None:
+    code = "from optimizer.cli.main import main; main()"
+    command = f"{sys.executable} -c '{code}' doctor --json | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130
+    assert done.stderr.splitlines()[-1].startswith("INTERRUPTED (exit 130): standard output was closed")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_terminal_that_lacks_a_letter_gets_it_spelled_out() -> None:
+    code = "from optimizer.cli import _show, main; main.run = lambda _: _show.line('layer 層'); main.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env={"PYTHONIOENCODING": "latin-1"}, timeout=60)
+    assert (done.returncode, done.stdout) == (0, b"layer \\u5c64\n")

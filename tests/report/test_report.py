@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from kernels.target import Target
+from kernels.timing import Timing
+from optimizer.engine import Candidate
+from optimizer.plan import Plan
 from optimizer.provenance import from_json, to_json
-from optimizer.report.headline import dropped, points, score
+from optimizer.report.headline import dropped, headline_from, points, score
 from optimizer.report.report import Failure, Report, Reports, portable, reports_from, worst
 
 Make = Callable[..., Report]
@@ -68,8 +71,19 @@ def test_a_t4_is_a_t4_and_an_a100_an_a100(make_report: Make, l4: Target) -> None
 
 def test_the_headline_says_what_a_faster_one_would_have_lost(make_report: Make) -> None:
     headline = make_report().headline
-    assert headline.startswith("INT8 1.90x faster than fp32 [1.85, 1.95]; top1 81.95 % -> 81.80 %, drop 0.15 pp [-0.20, 0.52]")
-    assert "int8 dynamic 3.10x held back: it would lose 3.20 pp" in headline
+    assert headline.startswith("INT8 1.90x faster than FP32 [1.85, 1.95]; top1 81.95 % -> 81.80 %, drop 0.15 pp [-0.20, 0.52]")
+    assert "INT8 dynamic 3.10x held back: it would lose 3.20 pp" in headline
+
+
+def test_what_was_asked_for_by_name_and_is_slower_is_called_slower(make_report: Make) -> None:
+    report = make_report()
+    subject = Candidate("int8", Plan("onnxruntime", "cpu", "int8"), timing=Timing(1.2, 1.3, 1.4, "fp32", 0.83, 0.8, 0.86, 9, "", "here"))
+    assert headline_from(subject, [subject], report.gate, report.target, "int8").startswith(
+        "INT8 0.83x as fast as FP32 [0.80, 0.86], slower; "
+    )
+    own = replace(subject, name="fp32", timing=replace(subject.timing, ratio=1.0))
+    assert "nothing lower" in headline_from(own, [own], report.gate, report.target, "auto")
+    assert "nothing lower" not in headline_from(own, [own], report.gate, report.target, "fp32")
 
 
 def test_an_open_verdict_says_how_many_samples_would_decide(make_report: Make) -> None:
