@@ -4,10 +4,10 @@ One socket carries messages both ways: a line of JSON, then the raw bytes of the
 in it.  A worker that may see our package (`python -m optimizer.backends...`) imports this module; a worker that runs a user's
 code must not, so it is started as
 
-    python -P optimizer/child.py WORKER.py
+    python -P optimizer/child.py [PART.py ...] WORKER.py
 
-which runs `main(channel)` of that file.  There the user's folder is visible, appended to `sys.path`, and our three top-level
-packages are not: people have an `optimizer.py` and a `kernels/` of their own.
+which makes each PART importable by its name and runs `main(channel)` of the last file.  There the user's folder is visible,
+appended to `sys.path`, and our three top-level packages are not: people have an `optimizer.py` and a `kernels/` of their own.
 """
 
 from __future__ import annotations
@@ -272,9 +272,16 @@ def run(worker: Callable[[Channel], None]) -> NoReturn:
     channel.hang_up()
 
 
-def main(script: Path) -> NoReturn:
-    """Run `main(channel)` of a worker file that must not see our package."""
-    run(lambda channel: _module("optimize_worker", script).main(channel))
+def main(*files: Path) -> NoReturn:
+    """Run `main(channel)` of the last file, a worker that must not see our package, with the others importable by name."""
+
+    def worker(channel: Channel) -> None:
+        *parts, script = files
+        for part in parts:
+            _module(part.stem, part)
+        _module("optimize_worker", script).main(channel)
+
+    run(worker)
 
 
 def _module(name: str, file: Path) -> ModuleType:
@@ -288,4 +295,4 @@ def _module(name: str, file: Path) -> ModuleType:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(*map(Path, sys.argv[1:]))

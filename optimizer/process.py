@@ -211,9 +211,12 @@ def run_worker(
             yield event
 
 
-def isolated(script: Path, python: str = sys.executable) -> list[str]:
-    """The command that runs `main(channel)` of a worker file in a process that finds none of our packages."""
-    return [python, "-P", str(_HERE / "child.py"), str(script)]
+def isolated(script: Path, *parts: Path) -> list[str]:
+    """The command that runs `main(channel)` of a worker file in a process that finds none of our packages.
+
+    `parts` are files that the worker imports by name; the names must be ones that no user would give a module.
+    """
+    return [sys.executable, "-P", str(_HERE / "child.py"), *map(str, parts), str(script)]
 
 
 def user_arrays(reference: str, folder: Path) -> Iterator[dict[str, NDArray[Any]]]:

@@ -29,6 +29,9 @@ _DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microso
 _TRIED = (1, 16, 64, 224, 512)
 """Sizes for dimensions that nobody fixed, tried in turn until the model runs."""
 
+TIDIED = "imported.onnx"
+"""Name of the copy of the tidied graph in the scratch folder."""
+
 _INLINE = 1 << 30
 _PATIENCE = 900.0
 _CHANGED = 1e-3
@@ -141,7 +144,7 @@ def _refusing(name: str) -> Iterator[None]:
 
 
 def _saved(model: ir.Model, scratch: Path) -> Path:
-    file = scratch / "imported.onnx"
+    file = scratch / TIDIED
     ir.save(model, file, external_data="imported.data" if graphs.weights_bytes(model) > _INLINE else None)
     return file
 

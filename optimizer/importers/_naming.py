@@ -1,0 +1,103 @@
+"""Layers by the names that the user's PyTorch source gives them, read from what the exporters leave in a graph.
+
+A node is called after the module it belongs to: `layer3.2.conv2`; a functional op after the module that calls it and the op:
+`layer3.2.relu`, its second call there `layer3.2.relu#2`.  Where one call became several nodes, the one that does the work has
+the name, and the others add their operator: `fc` and `fc/Add`.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import onnx_ir as ir
+
+from optimizer.graph import unique
+from optimizer.model import Fusion
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_DROPPED = ("pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node", "namespace", "pkg.torch.export.ExportedProgram.graph_signature")
+"""Metadata that hold the user's paths and source lines, or repeat the rest at length."""
+
+_WORKERS = frozenset(
+    {"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"}
+    | {"BatchNormalization", "LayerNormalization", "InstanceNormalization", "GroupNormalization"}
+)
+"""Operators that are what their module is about."""
+
+
+class _Origin(NamedTuple):
+    """Which module a node came from, the op that was called in it, and which call that was."""
+
+    module: str
+    op: str
+    call: str
+
+
+def name_layers(model: ir.Model, modules: Mapping[str, str]) -> tuple[Fusion, ...]:
+    """Name the nodes of the main graph after `modules` (path to class), in place; returns the exporter's own BatchNorm folding."""
+    calls: dict[tuple[str, str], list[ir.Node]] = defaultdict(list)
+    origins = {}
+    for node in model.graph:
+        origins[node] = _origin(node, modules)
+        calls[origins[node].module, origins[node].call].append(node)
+    taken: set[str] = set()
+    fusions = []
+    for node in model.graph:
+        origin = origins[node]
+        owner = _owner(node, modules)
+        base = owner if owner is not None else _base(origin, modules)
+        alone = len(calls[origin.module, origin.call]) == 1
+        node.name = unique(base if alone or node.op_type in _WORKERS else f"{base}/{node.op_type}", taken)
+        if owner not in {None, origin.module} and "BatchNorm" in modules.get(origin.module, ""):
+            fusions.append(Fusion(f"BatchNorm into {node.op_type}", (node.name, origin.module), node.name, by="exporter"))
+    return tuple(fusions)
+
+
+def strip_metadata(model: ir.Model) -> None:
+    """Leave nothing of the user's paths and source lines in the graph."""
+    metadata = [model.metadata_props, model.graph.metadata_props, *(node.metadata_props for node in model.graph.all_nodes())]
+    for props in metadata:
+        for key in _DROPPED:
+            props.pop(key, None)
+
+
+def _origin(node: ir.Node, modules: Mapping[str, str]) -> _Origin:
+    if _SCOPES in node.metadata_props:
+        scopes = ast.literal_eval(node.metadata_props[_SCOPES])
+        module = re.sub(r"@\d+", "", scopes[-2]) if len(scopes) > 1 else ""
+        return _Origin(module, re.sub(r"_\d+$", "", scopes[-1]).strip("_"), scopes[-1])
+    return _from_legacy_name(node, modules)
+
+
+def _from_legacy_name(node: ir.Node, modules: Mapping[str, str]) -> _Origin:
+    """`/layer1/layer1.0/conv1/Conv`: the way down to a node, each step the attribute's name or, in a Sequential, its whole path."""
+    *steps, _ = (node.name or "").strip("/").split("/")
+    path = ""
+    for step in steps:
+        last = path.rpartition(".")[2]
+        path = f"{path}.{step.removeprefix(f'{last}.')}" if path else step
+        if path not in modules:
+            path = re.sub(r"_\d+$", "", path)  # the second call of a module
+    functional = modules.get(path, "").startswith("torch.nn.")
+    return _Origin(path, node.op_type.lower(), "/".join(steps) if functional else node.name or "")
+
+
+def _base(origin: _Origin, modules: Mapping[str, str]) -> str:
+    """A module of torch's own is one layer and goes by its path; in any other the op is named, too."""
+    ours = modules.get(origin.module, "").startswith("torch.nn.")
+    childless = not any(path.startswith(f"{origin.module}.") for path in modules)
+    if origin.module and ours and childless:
+        return origin.module
+    return ".".join(part for part in (origin.module, origin.op) if part)
+
+
+def _owner(node: ir.Node, modules: Mapping[str, str]) -> str | None:
+    """The module whose weight a node multiplies with; a Conv with a BatchNorm folded in still has it."""
+    if node.op_type not in _WORKERS or len(node.inputs) < 2 or node.inputs[1] is None or not node.inputs[1].is_initializer():
+        return None
+    module, _, parameter = (node.inputs[1].name or "").rpartition(".")
+    return module if parameter == "weight" and module in modules else None

@@ -1,0 +1,195 @@
+"""PyTorch checkpoints: weights and the user's factory become a graph in a process of their own, held against the network itself.
+
+The exporter that torch recommends goes first.  Where dimensions are free it may freeze one at the size it saw while declaring it
+free, so each is tried at two sizes; where the answers differ, torch's older exporter gets its turn, and the same trial.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+from numpy.typing import NDArray
+
+from optimizer.errors import InputError, UnavailableError
+from optimizer.graph import names, unique
+from optimizer.importers import ImportRequest
+from optimizer.importers._naming import name_layers, strip_metadata
+from optimizer.importers.onnx import TIDIED, load_graph
+from optimizer.model import Model, Source
+from optimizer.process import Child, isolated
+from optimizer.progress import Track, silent
+from optimizer.provenance import sha256_of_file, versions
+
+_WORKERS = Path(__file__).parent / "workers"
+_COMMAND = isolated(_WORKERS / "torch_export.py", _WORKERS / "optimize_checkpoint.py", _WORKERS / "optimize_inputs.py")
+_PATIENCE = 3600.0
+_WRONG = 1e-3
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """What the network itself answers to made-up inputs; `words` say which dimension stands at which size."""
+
+    words: str
+    feeds: Mapping[str, NDArray[Any]]
+    outputs: Sequence[NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class _Export:
+    """What the worker tells: the network's modules by path, names for its outputs, and probes; or why it could not export."""
+
+    modules: Mapping[str, str]
+    outputs: Sequence[str]
+    notes: Sequence[str]
+    versions: Mapping[str, str]
+    probes: Sequence[_Probe]
+    unexportable: str | None
+
+
+def load(file: Path, how: ImportRequest, track: Track = silent) -> Model:
+    """The network that `how.factory` makes, with the weights in `file`, as a graph.
+
+    Raises:
+        UnavailableError: torch is not installed.
+        InputError: a checkpoint that is not whole, would run code, or does not fit; a wrong factory or shape; a network that
+            can't be exported, or whose export gives other answers.
+    """
+    if find_spec("torch") is None:
+        raise UnavailableError("Reading a PyTorch checkpoint needs PyTorch, which is not installed.", "Run pip install 'optimize[torch]'.")
+    free = any(not shape.fixed for shape in how.shapes.values())
+    refused = ""
+    for exporter in ("dynamo", "legacy") if free else ("dynamo",):
+        track("import", 0, 2)
+        export = _exported(file, how, exporter)
+        reason = export.unexportable
+        if reason is None:
+            track("import", 1, 2)
+            graph, notes = load_graph(how.scratch / "exported.onnx", how.shapes, how.scratch)
+            reason, difference = _held_against(how.scratch / TIDIED, export.probes)
+        if reason is None:
+            track("import", 2, 2)
+            return _model(file, how, graph, export, (*export.notes, *notes, *_told(exporter, refused, difference)))
+        refused = refused or reason
+    raise InputError(f"PyTorch's exporter can't turn this network into a graph: {refused}", _remedy(free))
+
+
+def _exported(file: Path, how: ImportRequest, exporter: str) -> _Export:
+    """Run the worker to its end."""
+    request = {
+        "event": "request",
+        "file": str(file),
+        "name": file.name,
+        "factory": how.factory,
+        "factory_args": {name: _value(text) for name, text in how.factory_args.items()},
+        "folder": str(how.user_folder),
+        "shapes": {name: [shape.smallest, shape.usual, shape.largest] for name, shape in how.shapes.items()},
+        "exporter": exporter,
+        "out": str(how.scratch / "exported.onnx"),
+    }
+    model: Mapping[str, Any] = {}
+    probes = []
+    with Child(_COMMAND, folder=how.user_folder, what=f"Importing {file.name}") as child:
+        child.send(request)
+        while (message := child.receive(_PATIENCE)).event["event"] not in {"done", "unexportable"}:
+            if message.event["event"] == "model":
+                model = message.event
+            elif message.event["event"] == "probe":
+                probes.append(_probe(message.event["words"], message.arrays))
+    return _Export(
+        model.get("modules", {}),
+        model.get("outputs", ()),
+        model.get("notes", ()),
+        model.get("versions", {}),
+        probes,
+        message.event.get("said"),
+    )
+
+
+def _probe(words: str, arrays: Mapping[str, NDArray[Any]]) -> _Probe:
+    feeds = {name.removeprefix("in."): array for name, array in arrays.items() if name.startswith("in.")}
+    return _Probe(words, feeds, [array for name, array in arrays.items() if name.startswith("out.")])
+
+
+def _held_against(file: Path, probes: Sequence[_Probe]) -> tuple[str | None, float]:
+    """Why the graph in `file` is not the network, or None; and the largest difference, relative to the largest answer."""
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    taken = {value.name for value in session.get_inputs()}
+    worst = 0.0
+    for probe in probes:
+        try:
+            found = session.run(None, {name: array for name, array in probe.feeds.items() if name in taken})
+        except Exception as error:
+            return f"at {probe.words} the network runs and the graph does not ({' '.join(str(error).split())[:200]}).", 0.0
+        if [array.shape for array in found] != [array.shape for array in probe.outputs]:
+            shapes = " and ".join(str([array.shape for array in arrays]) for arrays in (probe.outputs, found))
+            return f"at {probe.words} the shapes of their answers are {shapes}.", 0.0
+        differences = [_difference(*pair) for pair in zip(probe.outputs, found, strict=True)]
+        worst = max(worst, *differences)
+        if not worst <= _WRONG:
+            return f"at {probe.words} the graph's answers differ from the network's by {worst:.1e} of the largest.", worst
+    return None, worst
+
+
+def _difference(wanted: NDArray[Any], found: NDArray[Any]) -> float:
+    """Largest difference relative to the largest number wanted; infinite where what is not finite differs."""
+    finite = np.isfinite(wanted)
+    if not np.array_equal(wanted[~finite], found[~finite], equal_nan=True):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    wanted, found = wanted[finite].astype(np.float64), found[finite].astype(np.float64)
+    return float(np.abs(wanted - found).max() / max(np.abs(wanted).max(), 1e-12))
+
+
+def _model(file: Path, how: ImportRequest, graph: ir.Model, export: _Export, notes: tuple[str, ...]) -> Model:
+    """Names of the user's on layers and outputs; nothing of the user's paths."""
+    fusions = name_layers(graph, export.modules)
+    strip_metadata(graph)
+    taken = names(graph.graph)
+    for value, name in zip(graph.graph.outputs, export.outputs, strict=True):
+        if value.name != name:
+            value.name = unique(name, taken)
+    source = Source(
+        framework="pytorch",
+        file=file.name,
+        sha256=sha256_of_file(file),
+        factory=how.factory,
+        factory_args=how.factory_args,
+        code_ran=True,
+        versions={**versions("onnx", "onnx-ir", "onnxscript", "onnxruntime"), **export.versions},
+        notes=notes,
+    )
+    return Model(graph, source, fusions)
+
+
+def _told(exporter: str, refused: str, difference: float) -> tuple[str, ...]:
+    same = f"The graph's answers differ from PyTorch's by at most {difference:.1e} of the largest."
+    if exporter == "dynamo":
+        return (same,)
+    return (f"Exported by torch's older exporter, because with the newer one {refused.rstrip('.')}.", same)
+
+
+def _remedy(free: bool) -> str:
+    if free:
+        return "Fix the dimension in --shapes, or export the network to ONNX yourself and give that file."
+    return "Change what the exporter complains of, or export the network to ONNX yourself and give that file."
+
+
+def _value(text: str) -> int | float | bool | str:
+    """A --factory-arg as the number or boolean that it spells, else as it is."""
+    if text.lower() in {"true", "false"}:
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
