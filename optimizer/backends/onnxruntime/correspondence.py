@@ -13,12 +13,15 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from optimizer.backends.onnxruntime.operators import APPENDED, VIEWS
+from optimizer.backends.onnxruntime.operators import APPENDED, MOVES, VIEWS
 from optimizer.graph import readers
 from optimizer.model import FOR_LAYER, HELPERS, is_layer
 
 _MAIN = ("Conv", "ConvTranspose", "ConvInteger", "Gemm", "MatMul", "MatMulInteger", "LSTM", "GRU", "RNN", "Attention")
 """Operators that a merged kernel is mainly about."""
+
+_MOVING = ("MatMul", "Gemm", "Attention")
+"""Words in the names of merged kernels that read their operands transposed or reshaped themselves."""
 
 _SUFFIXES = re.compile(r"(_token_\d+|_nchwc|_nhwc|_new_reshape|/MatMulAddFusion|/MatMulScaleFusion/?|/ConvAddFusion|/ActivationFusion)$")
 
@@ -35,11 +38,19 @@ class Kernel:
 def kernels(typed: ir.Model, optimized: ir.Model) -> tuple[Kernel, ...]:
     """Every node of the optimized graph, in its order, with what it computes; no layers for those that only convert."""
     claims = _Claims(typed, optimized)
-    found: dict[ir.Node, list[ir.Node]] = {node: [] for node in optimized.graph}
+    computed: dict[ir.Node, list[ir.Node]] = {node: [] for node in optimized.graph}
     for node in typed.graph:
-        if (kernel := claims.owner.get(node)) is not None:
-            found[kernel].append(node)
-    return tuple(_kernel(node, computed) for node, computed in found.items())
+        if node in claims.owner:
+            computed[claims.owner[node]].append(node)
+    found: dict[ir.Node, Kernel] = {}
+    for node in reversed(optimized.graph):
+        kernel = _kernel(node, computed[node])
+        if not computed[node] and node.op_type not in VIEWS | HELPERS:
+            # One layer became several kernels, of which the last has the name: HardSwish is HardSigmoid and Mul.
+            main = next((found[reader].main for reader in readers(node.outputs[0]) if found[reader].main), "")
+            kernel = Kernel(node, (main,) if main else (), main)
+        found[node] = kernel
+    return tuple(found[node] for node in optimized.graph)
 
 
 def constant_nodes(graph: ir.Graph) -> set[ir.Node]:
@@ -60,10 +71,11 @@ def _has_subgraph(node: ir.Node) -> bool:
 
 
 def _kernel(node: ir.Node, computed: list[ir.Node]) -> Kernel:
-    ours = [(layer, inner) for inner in computed if (layer := _layer(inner))]
-    names = tuple(dict.fromkeys(layer for layer, _ in ours))
-    mains = [layer for layer, inner in ours if inner.op_type in _MAIN]
-    return Kernel(node, names, (mains or list(names) or [""])[0 if mains else -1])
+    ours = [(layer, inner.op_type) for inner in computed if (layer := _layer(inner))]
+    main = next((layer for layer, operator in ours if operator in _MAIN), None) or next(
+        (layer for layer, operator in ours if operator in node.op_type), ours[-1][0] if ours else ""
+    )
+    return Kernel(node, tuple(dict.fromkeys(layer for layer, _ in ours)), main)
 
 
 def _layer(node: ir.Node) -> str:
@@ -78,6 +90,7 @@ class _Claims:
 
     def __init__(self, typed: ir.Model, optimized: ir.Model) -> None:
         self.owner: dict[ir.Node, ir.Node] = {}
+        self._named: set[ir.Node] = set()
         self._producer = {value.name: node for node in typed.graph for value in node.outputs if value.name}
         self._by_name = {node.name: node for node in typed.graph if node.name}
         self._constant = constant_nodes(typed.graph)
@@ -91,7 +104,6 @@ class _Claims:
     def _by_output(self, optimized: ir.Model) -> None:
         """A kernel computes the tensor that its output is named after; seen through conversions that ONNX Runtime put in."""
         stands = {value: value.name for node in optimized.graph for value in node.outputs if value.name in self._producer}
-        self._named = set()
         for kernel in reversed(optimized.graph):
             names = [stands[value] for value in kernel.outputs if value in stands]
             if names and self._put_in(kernel, self._producer[names[0]]):
@@ -131,7 +143,7 @@ class _Claims:
     def _backward(self, kernel: ir.Node) -> None:
         """What a kernel needs and no other kernel computes is inside it, unless it was computed before the run or removed."""
         owned = [node for node, owner in self.owner.items() if owner is kernel]
-        merges = not kernel.op_type.startswith("QLinear") and kernel.op_type not in {node.op_type for node in owned}
+        moves = any(word in kernel.op_type for word in _MOVING) and kernel.op_type not in {node.op_type for node in owned}
         seen = set(owned)
         while owned:
             for value in owned.pop().inputs:
@@ -140,7 +152,7 @@ class _Claims:
                     continue
                 seen.add(node)
                 owned.append(node)
-                if merges or node.op_type not in VIEWS:
+                if moves or node.op_type not in MOVES:
                     self.owner[node] = kernel
 
 

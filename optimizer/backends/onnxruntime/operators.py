@@ -10,11 +10,14 @@ COMPUTES_INT8 = frozenset(
 There is one for Softmax as well, left out because it takes two to three times as long as the float kernel (Zen 4).
 """
 
-MOVES_INT8 = frozenset({"MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Resize", "Expand"})
+MOVES_INT8 = frozenset(
+    {"MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"}
+    | {"Slice", "Split", "Gather", "Resize", "Expand", "Tile", "DepthToSpace"}
+)
 """Operators that take 8-bit numbers as they are, where the Q/DQ around them have one scale."""
 
-DYNAMIC = frozenset({"MatMul", "Gemm", "Conv", "LSTM"})
-"""Operators with a kernel that finds the range of its activations at every run."""
+DYNAMIC = frozenset({"MatMul", "Gemm", "LSTM"})
+"""Operators with a fast kernel that finds the range of its activations at every run."""
 
 APPENDED = frozenset({"Relu", "Clip", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid", "HardSwish"})
 """Operators that are appended to the kernel before them."""
@@ -24,7 +27,7 @@ VIEWS = frozenset(
 )
 """Operators that move numbers or change their form, and compute nothing: ONNX Runtime puts them in and takes them out."""
 
-MOVES = VIEWS | MOVES_INT8 | {"Concat", "Split", "Pad", "SpaceToDepth", "DepthToSpace", "Tile"}
+MOVES = VIEWS | MOVES_INT8 | {"Concat", "Pad", "SpaceToDepth"}
 """Operators whose output holds numbers of their input."""
 
 REFUSALS = {
@@ -35,6 +38,7 @@ REFUSALS = {
     "int8:GRU": "ONNX Runtime has no INT8 kernel for GRU",
     "int8:RNN": "ONNX Runtime has no INT8 kernel for RNN",
     "int8:ConvTranspose": "ONNX Runtime has no INT8 kernel for ConvTranspose",
+    "int8_dynamic:Conv": "ONNX Runtime's dynamic INT8 convolution takes several times as long as its FP32 one",
     "int8_dynamic:GRU": "ONNX Runtime has no INT8 kernel for GRU",
 }
 """Why a precision, or a precision of an operator, can't be had, in the user's words."""

@@ -23,7 +23,7 @@ from optimizer.plan import Knobs
 _LEAST_RUNS = 4
 _MOST_RUNS = 30
 _SECONDS = 0.5
-_FREE_SIZES = (1, 16, 128)
+_FREE_SIZES = (1, 16, 128, 1024)
 """Sizes that are tried for a free dimension of which nothing is known; the first that the model takes is the one."""
 
 _SUFFIX = "_kernel_time"
@@ -34,20 +34,20 @@ Event = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Profile:
-    """A session seen from inside. `milliseconds` is the mean of a run's time by kernel, empty where the engine could not be
+    """A session seen from inside. `milliseconds` is the mean time of a run by node of `optimized`, empty where the engine could not be
     run on made-up inputs; `run_milliseconds` that of whole runs; `note` says what inputs they were, or why there were none.
     """
 
     optimized: ir.Model
     weights_bytes: int
-    milliseconds: Mapping[str, float] = field(default_factory=dict)
+    milliseconds: Mapping[ir.Node, float] = field(default_factory=dict)
     run_milliseconds: float | None = None
     activation_bytes: int | None = None
     note: str = ""
 
 
 def profiled(typed: ir.Model, folder: Path, knobs: Knobs) -> Profile:
-    """Load the engine in `folder` with nothing switched off, run it a few times on made-up inputs, and look.
+    """Load the engine in `folder` as `Session` does, run it a few times on made-up inputs, and look.
 
     Everything that ONNX Runtime writes goes to a folder inside `folder` that is removed before this returns.
 
@@ -71,15 +71,13 @@ def profiled(typed: ir.Model, folder: Path, knobs: Knobs) -> Profile:
     if not count:
         return Profile(optimized, weights, note=note)
     nodes, runs = _settled(events, count)
-    total: dict[str, float] = defaultdict(float)
-    for event in nodes:
-        total[event["name"].removesuffix(_SUFFIX)] += event["dur"] / 1000
+    by_node = _by_node(optimized, nodes)
     return Profile(
         optimized,
         weights,
-        milliseconds={name: milliseconds / len(runs) for name, milliseconds in total.items()},
+        milliseconds={node: sum(event["dur"] for event in found) / 1000 / len(runs) for node, found in by_node.items()},
         run_milliseconds=sum(event["dur"] for event in runs) / 1000 / len(runs),
-        activation_bytes=_peak(optimized, nodes),
+        activation_bytes=_peak(by_node),
         note=note,
     )
 
@@ -132,23 +130,38 @@ def _settled(events: Sequence[Event], count: int) -> tuple[list[Event], list[Eve
     return nodes, runs
 
 
-def _peak(optimized: ir.Model, nodes: Sequence[Event]) -> int:
+def _by_node(optimized: ir.Model, events: Sequence[Event]) -> dict[ir.Node, list[Event]]:
+    """The events of each node of the main graph. One without a name is called by its operator and a number that is written
+    nowhere else: those of one operator are told apart by their order, which is the graph's."""
+    by_name: dict[str, list[Event]] = defaultdict(list)
+    for event in sorted(events, key=lambda event: float(event["ts"])):
+        by_name[event["name"].removesuffix(_SUFFIX)].append(event)
+    found = {node: by_name.pop(node.name) for node in optimized.graph if node.name and node.name in by_name}
+    unnamed: dict[str, list[ir.Node]] = defaultdict(list)
+    for node in optimized.graph:
+        if not node.name:
+            unnamed[node.op_type].append(node)
+    for operator, nodes in unnamed.items():
+        left = [name for name in by_name if name.rpartition("_")[0] == operator]
+        if len(left) == len(nodes):
+            found |= {node: by_name[name] for node, name in zip(nodes, left, strict=True)}
+    return found
+
+
+def _peak(by_node: Mapping[ir.Node, Sequence[Event]]) -> int:
     """Bytes of all tensors that are alive at once, at most, over one run in ONNX Runtime's order; inputs are the caller's.
 
     Buffers inside kernels are not in it, nor what ONNX Runtime saves by writing over an input that is no longer needed.
     """
-    order = {event["name"].removesuffix(_SUFFIX): event for event in nodes}
-    graph = optimized.graph
-    ran = [(node, order[node.name or ""]) for node in graph if node.name in order]
-    ran.sort(key=lambda pair: float(pair[1]["ts"]))
+    ran = sorted(by_node.items(), key=lambda pair: float(pair[1][-1]["ts"]))
     last = {value: number for number, (node, _) in enumerate(ran) for value in node.inputs if value is not None}
     alive: dict[ir.Value, int] = {}
     peak = 0
-    for number, (node, event) in enumerate(ran):
-        seen = iter(event["args"].get("output_type_shape", []))
+    for number, (node, events) in enumerate(ran):
+        sizes = iter(events[-1]["args"].get("output_type_shape", []))
         for value in node.outputs:
-            if value.name and (found := next(seen, None)):
-                ((dtype, shape),) = found.items()
+            if value.name and (size := next(sizes, None)):
+                ((dtype, shape),) = size.items()
                 alive[value] = _itemsize(dtype) * int(np.prod(shape, dtype=np.int64))
         peak = max(peak, sum(alive.values()))
         for value in [value for value in alive if last.get(value, -1) <= number and not value.is_graph_output()]:

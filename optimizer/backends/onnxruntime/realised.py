@@ -19,6 +19,9 @@ _CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantize
 _STATIC = frozenset({"QGemm", "QLinearConv", "QLinearMatMul"})
 _WORTH_TELLING = 0.05
 _TWO_OPERANDS = frozenset({"Conv", "MatMul", "Gemm", "Add", "Mul", "Where"})
+_SOURCE = {"MatMulIntegerToFloat": "MatMul", "MatMulInteger": "MatMul", "ConvInteger": "Conv", "DynamicQuantizeLSTM": "LSTM"}
+"""What the user calls an operator that a layer was written as to run in dynamic INT8."""
+
 _EIGHT_BITS = frozenset({ir.DataType.INT8, ir.DataType.UINT8})
 _WORDS = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16", ir.DataType.DOUBLE: "fp64"}
 
@@ -40,7 +43,7 @@ def realised(typed: ir.Model, profile: Profile) -> tuple[Realised, ...]:
 def notes(profile: Profile) -> tuple[str, ...]:
     """What the profile has to tell beside the layers: its own limits, and the time that conversions between layers take."""
     told = [profile.note] if profile.note else []
-    conversions = sum(profile.milliseconds.get(node.name or "", 0.0) for node in profile.optimized.graph if node.op_type in _CONVERSIONS)
+    conversions = sum(profile.milliseconds.get(node, 0.0) for node in profile.optimized.graph if node.op_type in _CONVERSIONS)
     if profile.run_milliseconds and conversions > _WORTH_TELLING * profile.run_milliseconds:
         told.append(f"Quantizing and dequantizing between layers takes {conversions:.3f} of {profile.run_milliseconds:.3f} ms.")
     return tuple(told)
@@ -48,23 +51,24 @@ def notes(profile: Profile) -> tuple[str, ...]:
 
 def _layer(node: ir.Node, kernels: Sequence[Kernel], types: dict[ir.Value, ir.DataType], profile: Profile, constant: bool) -> Realised:
     name, planned = node.name or "", node.metadata_props.get(PLANNED, "fp32")
+    operator = _SOURCE.get(node.op_type, node.op_type)
     if not kernels:
-        return Realised(name, node.op_type, planned, "folded", reason=_why_folded(node, constant))
+        return Realised(name, operator, planned, "folded", reason=_why_folded(node, constant))
     precisions = [_of_layer(name, kernel, types) for kernel in kernels]
     precision = next((word for word in precisions if word.startswith("int8")), next(filter(None, precisions), planned))
     own = [kernel for kernel in kernels if kernel.main == name]
-    times = [profile.milliseconds[kernel.node.name or ""] for kernel in own if (kernel.node.name or "") in profile.milliseconds]
+    times = [profile.milliseconds[kernel.node] for kernel in own if kernel.node in profile.milliseconds]
     words = " + ".join(dict.fromkeys(kernel.node.op_type for kernel in own)) or f"{kernels[0].node.op_type} of {kernels[0].main}"
     reason = _why_different(node, planned, precision, kernels[0]) if precision != planned else ""
-    return Realised(name, node.op_type, planned, precision, words, sum(times) if times else None, reason)
+    return Realised(name, operator, planned, precision, words, sum(times) if times else None, reason)
 
 
 def _why_folded(node: ir.Node, constant: bool) -> str:
     if constant:
         return "it depends on no input, so ONNX Runtime computed it before the run"
-    if node.op_type in VIEWS:
-        return "it moves no number, and ONNX Runtime removed it"
-    return "ONNX Runtime found a shorter way to what is read from it"
+    if node.op_type in MOVES:
+        return "it only moves numbers, and ONNX Runtime found a way without it"
+    return "nothing reads it any more, or ONNX Runtime found its numbers elsewhere"
 
 
 def _why_different(node: ir.Node, planned: str, found: str, kernel: Kernel) -> str:
@@ -83,19 +87,33 @@ def _why_different(node: ir.Node, planned: str, found: str, kernel: Kernel) -> s
 
 def _why_float(node: ir.Node, kernel: Kernel) -> str:
     """Why a layer that was to run in INT8 runs in FP32: the first of ONNX Runtime's conditions that does not hold."""
+    if kernel.main and kernel.main != node.name:
+        return f"it is inside the FP32 kernel of {kernel.main}"
     if node.op_type not in COMPUTES_INT8 | MOVES_INT8:
         return REFUSALS.get(f"int8:{node.op_type}", f"ONNX Runtime has no INT8 kernel for {node.op_type}")
     for value in node.inputs[: 2 if node.op_type in _TWO_OPERANDS else 1]:
         if value is not None and not _dequantized(value):
             return f"its input {value.name} is not quantized"
     if not _quantized(node.outputs[0]):
+        if node.op_type == "MatMul" and kernel.node.op_type == "Gemm":
+            return "ONNX Runtime made a Gemm of it and the Add behind it, which stays float where its output is not quantized"
         return "its output is not quantized, and ONNX Runtime keeps the float kernel then"
+    if (clip := _following(node)) is not None and kernel.main == node.name:
+        return f"{clip.name} behind it is no part of its quantization, whose range reaches further, so both run in FP32"
+    if node.op_type in MOVES_INT8:
+        return f"ONNX Runtime moves 8-bit numbers through {node.op_type} only where they keep their scale, and not in every mode"
     return f"ONNX Runtime did not merge it with its Q/DQ and runs {kernel.node.op_type} in FP32 between them"
 
 
 def _dequantized(value: ir.Value) -> bool:
     producer = value.producer()
     return producer is not None and producer.op_type == "DequantizeLinear"
+
+
+def _following(node: ir.Node) -> ir.Node | None:
+    """The activation that alone reads a layer's output."""
+    following = readers(node.outputs[0])
+    return following[0] if len(following) == 1 and following[0].op_type in APPENDED else None
 
 
 def _quantized(value: ir.Value) -> bool:

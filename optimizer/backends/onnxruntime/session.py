@@ -34,6 +34,9 @@ ERRORS: tuple[type[Exception], ...] = (
 )
 """Everything that ONNX Runtime raises: these classes share no base but Exception."""
 
+_NOT_WANTED = ["WeightBiasQuantization"]
+"""Left out of full optimization: it rounds the weights of a layer that the plan keeps in float, where its neighbours are INT8."""
+
 _NO_LOG = 4
 """Severity "fatal": what goes wrong is raised, so a second copy on standard error helps nobody."""
 
@@ -70,7 +73,7 @@ def open_session(file: Path, chosen: ort.SessionOptions) -> ort.InferenceSession
         UnavailableError: ONNX Runtime can't load the file.
     """
     try:
-        return ort.InferenceSession(file, chosen, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(file, chosen, providers=["CPUExecutionProvider"], disabled_optimizers=_NOT_WANTED)
     except ERRORS as error:
         raise UnavailableError(
             f"ONNX Runtime {ort.__version__} can't load this engine: {first_line(error)}", "Choose another precision or another backend."
