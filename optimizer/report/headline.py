@@ -9,6 +9,9 @@ from kernels.target import Target
 from optimizer.engine import Candidate, Parity
 
 _RATES = ("top1", "top5", "agreement", "recall@")
+NUMERIC = "max_abs"
+"""The metric of a gate without a lossy step: the largest difference, which is no drop of anything that users measure."""
+
 _SIMULATION = "simulation"
 _PRECISION = re.compile(r"\b(int8|fp16|bf16|fp32)\b")
 
@@ -43,6 +46,8 @@ def dropped(drop: float | None, low: float | None, high: float | None, metric: s
     """A drop with its bounds for people: `0.15 pp [-0.20, 0.52]`."""
     if drop is None:
         return "unknown"
+    if metric == NUMERIC:
+        return f"largest difference {drop:.2g}"
     bounds = ", ".join(points(bound, metric).removesuffix(" pp") for bound in (low, high))
     return f"{points(drop, metric)} [{bounds}]"
 
@@ -66,7 +71,7 @@ def _titled(name: str) -> str:
 
 def _lost(parity: Parity) -> str:
     metric = parity.metric
-    if parity.drop is None:
+    if parity.drop is None or metric == NUMERIC:
         return parity.reason.rstrip(".")
     text = f"{metric} {score(parity.parent, metric)} -> {score(parity.engine, metric)}, " if parity.parent is not None else f"{metric}: "
     text += f"drop {dropped(parity.drop, parity.low, parity.high, metric)}"
@@ -114,5 +119,10 @@ def _refused(subject: Candidate, candidates: Sequence[Candidate]) -> list[str]:
     assert best.timing is not None
     assert best.parity is not None
     parity = best.parity
-    why = _needed(parity) if parity.verdict == "inconclusive" else f"it would lose {points(parity.drop, parity.metric)}"
+    if parity.verdict == "inconclusive":
+        why = _needed(parity)
+    elif parity.metric == NUMERIC or parity.drop is None:
+        why = parity.reason.rstrip(".")
+    else:
+        why = f"it would lose {points(parity.drop, parity.metric)}"
     return [f"{_titled(best.name)} {best.timing.ratio:.2f}x held back: {why}"]

@@ -73,7 +73,10 @@ class Speed:
 
 @dataclass(frozen=True)
 class CandidateReport:
-    """A plan that was tried. `launches` and `moved_bytes` are static counts, for a target where nothing could be timed."""
+    """A plan that was tried. `launches` and `moved_bytes` are static counts, for a target where nothing could be timed.
+
+    `metric` differs between candidates: one with no lossy step is judged numerically.
+    """
 
     name: str
     backend: str
@@ -84,6 +87,8 @@ class CandidateReport:
     verdict: Verdict | None
     outcome: str
     reason: str
+    metric: str | None = None
+    budget: float | None = None
     drop: float | None = None
     low: float | None = None
     high: float | None = None
@@ -307,6 +312,8 @@ def _candidate(one: Candidate, private: Sequence[Path]) -> CandidateReport:
         verdict=parity.verdict if parity is not None else None,
         outcome=one.outcome,
         reason=portable(one.reason or (parity.reason if parity is not None else "") or one.plan.reason, private),
+        metric=parity.metric if parity is not None else None,
+        budget=parity.budget if parity is not None else None,
         drop=parity.drop if parity is not None else None,
         low=parity.low if parity is not None else None,
         high=parity.high if parity is not None else None,

@@ -6,11 +6,13 @@ import re
 import unicodedata
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
 from kernels.target import Target
+from optimizer.engine import Parity
 from optimizer.report.escape import markup, printable
 from optimizer.report.report import Failure, Report, reports_from
 from optimizer.report.views import console, html, junit, markdown
@@ -155,3 +157,18 @@ def test_printable_spells_out_what_steers_and_leaves_letters_of_all_languages() 
     assert printable("layer3.0.conv2 größe 層 é") == "layer3.0.conv2 größe 層 é"
     assert printable("\x1b[0m\u202e\x00") == r"\x1b[0m\u202e\x00"
     assert markup("<a b=\"c\" d='e'>&") == "&lt;a b=&quot;c&quot; d=&#x27;e&#x27;&gt;&amp;"
+
+
+def test_an_engine_without_a_lossy_step_is_told_in_the_words_of_its_own_gate(make_report: Make) -> None:
+    words = "no lossy step: the largest difference from float64, in 'y', is within 4 times the parent's own rounding error"
+    numeric = Parity("pass", "max_abs", 1e-7, 2e-7, 4e-7, 2e-7, 2e-7, 2e-7, 4, None, "this CPU", words)
+    full = make_report()
+    report = make_report(parity=numeric)
+    report = replace(report, candidates=(replace(full.candidates[0], metric="max_abs", budget=4e-7, drop=2e-7), *full.candidates[1:]))
+    assert words in report.headline
+    assert "may fall by" not in console.render(report)
+    for shown in (console.render(report, width=200), html.render(report), markdown.render(report)):
+        assert "largest difference 2e-07" in shown
+    # Its difference is in another unit than the budget of the others, so it is not drawn beside them.
+    assert len(re.findall(r'class="interval"', html.render(report))) == 2
+    assert words in next(iter(ElementTree.fromstring(junit.render(report)).iter("system-out"))).text  # type: ignore[operator]

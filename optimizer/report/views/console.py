@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from optimizer.report.escape import printable
-from optimizer.report.headline import dropped, points, score
+from optimizer.report.headline import NUMERIC, dropped, points, score
 from optimizer.report.report import Report, Reports
 
 _COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "shipped": "green", "refused": "red"}
@@ -57,9 +57,11 @@ def _gate(report: Report) -> Group:
     gate, metric = report.gate, report.gate.metric
     lines = [
         f"target      {report.target.name}: {report.target.device} ({report.target.compute})",
-        f"budget      {metric} may fall by {points(gate.budget, metric)}" if gate.budget is not None else f"gate        {gate.reason}",
+        f"budget      {metric} may fall by {points(gate.budget, metric)}"
+        if gate.budget is not None and metric != NUMERIC
+        else f"gate        {gate.reason}",
     ]
-    if gate.drop is not None:
+    if gate.drop is not None and metric != NUMERIC:
         lines.append(
             f"{'drop':12}{points(gate.drop, metric)}, surely between {points(gate.low, metric)} and {points(gate.high, metric)}"
             f" ({score(gate.parent, metric)} -> {score(gate.engine, metric)}, {gate.samples:,} samples, gated on {gate.gated_on})"
@@ -75,12 +77,11 @@ def _gate(report: Report) -> Group:
 
 
 def _candidates(report: Report) -> Table:
-    metric = report.gate.metric
     timed = any(one.latency_ms is not None for one in report.candidates)
     columns = ["candidate", "backend", "ms" if timed else "launches", "speedup" if timed else "MB moved", "drop (bounds)", "outcome", "why"]
     table = _table("What was tried", columns)
     for one in report.candidates:
-        drop = dropped(one.drop, one.low, one.high, metric) if one.drop is not None else _NONE
+        drop = dropped(one.drop, one.low, one.high, one.metric or "") if one.drop is not None else _NONE
         table.add_row(
             text(one.name),
             text(one.backend),

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from importlib.resources import files
 
 from optimizer.report.escape import markup
-from optimizer.report.headline import dropped, points, score
+from optimizer.report.headline import NUMERIC, dropped, points, score
 from optimizer.report.report import CandidateReport, Data, LayerReport, Report, TensorReport
 from optimizer.report.views import plots
 
@@ -50,6 +50,16 @@ def _head(report: Report, title: str) -> str:
 
 def _accuracy(report: Report) -> str:
     gate, metric = report.gate, report.gate.metric
+    if metric == NUMERIC:
+        rows = [
+            ["parent's own rounding error", f"{gate.parent:.2g}" if gate.parent is not None else "unknown"],
+            ["engine's largest difference", f"{gate.engine:.2g}" if gate.engine is not None else "unknown"],
+            ["allowed", f"{gate.budget:.2g}" if gate.budget is not None else "unknown"],
+            ["samples", f"{gate.samples:,}"],
+            ["gated on", gate.gated_on],
+            ["verdict", f"{gate.verdict}: {gate.reason}"],
+        ]
+        return _table(["", ""], rows) + _bounds(report)
     rows = [
         ["metric", metric],
         ["parent", score(gate.parent, metric)],
@@ -60,9 +70,13 @@ def _accuracy(report: Report) -> str:
         ["gated on", gate.gated_on],
         ["verdict", f"{gate.verdict}: {gate.reason}"],
     ]
+    return _table(["", ""], rows) + _bounds(report)
+
+
+def _bounds(report: Report) -> str:
     why = "Each bound holds with 95 %. An engine passes where its upper bound is left of the budget."
     plot = plots.bounds(report)
-    return _table(["", ""], rows) + (f'<p class="soft">{why}</p><div class="wide">{plot}</div>' if plot else "")
+    return f'<p class="soft">{why}</p><div class="wide">{plot}</div>' if plot else ""
 
 
 def _speed(report: Report) -> str:
@@ -79,13 +93,12 @@ def _speed(report: Report) -> str:
 
 
 def _candidates(report: Report) -> str:
-    metric = report.gate.metric
     columns = ["candidate", "backend", "knobs", "#ms", "#speedup", "#INT8 layers", "#launches", "drop [bounds]", "outcome", "why"]
-    return _table(columns, [_candidate(one, metric) for one in report.candidates], [one.outcome for one in report.candidates])
+    return _table(columns, [_candidate(one) for one in report.candidates], [one.outcome for one in report.candidates])
 
 
-def _candidate(one: CandidateReport, metric: str) -> list[str]:
-    drop = dropped(one.drop, one.low, one.high, metric) if one.drop is not None else "not gated"
+def _candidate(one: CandidateReport) -> list[str]:
+    drop = dropped(one.drop, one.low, one.high, one.metric or "") if one.drop is not None else "not gated"
     return [
         one.name,
         one.backend,

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from optimizer.report.escape import markup
-from optimizer.report.headline import dropped, points, score
+from optimizer.report.headline import NUMERIC, dropped, points, score
 from optimizer.report.report import LayerReport, Report
 
 
@@ -40,11 +40,12 @@ def render(report: Report) -> str:
 
 def _gate(report: Report) -> _Case:
     gate, metric = report.gate, report.gate.metric
-    text = (
-        f"{metric}: parent {score(gate.parent, metric)}, engine {score(gate.engine, metric)}, "
-        f"drop {dropped(gate.drop, gate.low, gate.high, metric)}, budget {points(gate.budget, metric)}, "
-        f"{gate.samples} samples, gated on {gate.gated_on}"
-    )
+    text = f"{gate.reason} ({gate.samples} samples, gated on {gate.gated_on})"
+    if metric != NUMERIC:
+        text = (
+            f"{metric}: parent {score(gate.parent, metric)}, engine {score(gate.engine, metric)}, "
+            f"drop {dropped(gate.drop, gate.low, gate.high, metric)}, budget {points(gate.budget, metric)}, {text}"
+        )
     return _Case(
         "gate",
         metric,

@@ -15,13 +15,12 @@ def render(report: Report | Reports) -> str:
         rows: list[tuple[str, str, str]] = [(name, one.verdict, one.headline) for name, one in report.targets.items()]
         rows += [(name, one.title.lower(), one.reason) for name, one in report.failures.items()]
         return f"### optimize: {_cell(report.headline)}\n\n{_table(('target', 'ended in', 'what came of it'), rows)}"
-    metric = report.gate.metric
     tried = [
         (
             one.name,
             "-" if one.latency_ms is None else f"{one.latency_ms:.3g}",
             "-" if one.speedup is None else f"{one.speedup:.2f}x",
-            "-" if one.drop is None else dropped(one.drop, one.low, one.high, metric),
+            "-" if one.drop is None else dropped(one.drop, one.low, one.high, one.metric or ""),
             one.outcome,
         )
         for one in report.candidates

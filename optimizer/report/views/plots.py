@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from optimizer.report.escape import markup, printable
-from optimizer.report.headline import dropped, points
+from optimizer.report.headline import NUMERIC, dropped, points
 from optimizer.report.report import CandidateReport, LayerReport, Report, TensorReport
 
 _WIDTH = 900
@@ -17,23 +17,27 @@ _PRECISIONS = ("int8", "int8_dynamic", "fp16", "bf16", "fp32", "folded")
 
 def bounds(report: Report) -> str:
     """Each gated candidate's drop with its bounds, against the budget; what lies right of the line may not ship."""
-    gate, metric = report.gate, report.gate.metric
+    judged = [one for one in report.candidates if one.budget is not None and one.metric not in (None, NUMERIC)]
+    if not judged:
+        return ""
+    # One with no lossy step is judged numerically, in another unit: it has no place on this axis.
+    metric, allowed = judged[0].metric or "", judged[0].budget or 0.0
     rows = [
         (one, one.drop, one.low, one.high)
-        for one in report.candidates
-        if one.drop is not None and one.low is not None and one.high is not None
+        for one in judged
+        if one.metric == metric and one.drop is not None and one.low is not None and one.high is not None
     ]
-    if not rows or gate.budget is None:
+    if not rows:
         return ""
-    scale = _Scale.over([0.0, gate.budget, *(number for _, *numbers in rows for number in numbers)])
+    scale = _Scale.over([0.0, allowed, *(number for _, *numbers in rows for number in numbers)])
     bottom = len(rows) * _ROW + 10
-    zero, budget = scale(0), scale(gate.budget)
+    zero, budget = scale(0), scale(allowed)
     parts = [
         _draw("rect", "forbidden", x=budget, y=0, width=max(_WIDTH - _RIGHT - budget, 0), height=bottom),
         _draw("line", "axis", x1=zero, x2=zero, y1=0, y2=bottom),
         _draw("line", "budget", x1=budget, x2=budget, y1=0, y2=bottom),
         _text(zero, bottom + 14, "no drop", "soft middle"),
-        _text(budget, bottom + (28 if abs(budget - zero) < 130 else 14), f"budget {points(gate.budget, metric)}", "middle"),
+        _text(budget, bottom + (28 if abs(budget - zero) < 130 else 14), f"budget {points(allowed, metric)}", "middle"),
     ]
     for row, (one, drop, low, high) in enumerate(rows):
         y = row * _ROW + 16
