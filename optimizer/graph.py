@@ -128,8 +128,8 @@ def fixed(model: ir.Model, sizes: Mapping[str, Sequence[int]]) -> ir.Model:
     """A copy whose inputs have these sizes, with the shapes that follow from them; inputs not named stay as they are."""
     copy = clone(model)
     for value in copy.graph.inputs:
-        if value.name in sizes:
-            value.shape = ir.Shape(sizes[value.name])
+        if (size := sizes.get(value.name or "")) is not None:
+            value.shape = ir.Shape(size)
     for value in (*copy.graph.outputs, *(output for node in copy.graph.all_nodes() for output in node.outputs)):
         # What was inferred for free dimensions would stand in the way of what follows from the sizes.
         value.shape = None

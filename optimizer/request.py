@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -42,7 +42,6 @@ class Request:
     plan: Path | None = None
     threads: int | None = None
     seed: int = 0
-    time_budget: float | None = None
     on_inconclusive: Literal["fail", "pass"] | None = None
     require_measured: bool = False
     ci: bool = False
@@ -126,15 +125,6 @@ def _text(name: str, value: Any) -> str:
     return value
 
 
-def _seconds(name: str, value: Any) -> float:
-    """Seconds out of a number of them, or of words like 90s, 10m, 1h."""
-    if isinstance(value, str) and value[-1:] in "smh" and value[:-1].replace(".", "", 1).isdigit():
-        return float(value[:-1]) * {"s": 1, "m": 60, "h": 3600}[value[-1]]
-    if isinstance(value, str):
-        raise InputError(f"{value!r} is not a time.", "Write it like 90s, 10m or 1h.")
-    return _number(name, value)
-
-
 def _pairs(name: str, value: Any) -> dict[str, str]:
     if isinstance(value, Mapping):
         return {str(key): str(one) for key, one in value.items()}
@@ -176,7 +166,7 @@ def _path(_name: str, value: Any) -> Path:
     return Path(value)
 
 
-_READ = {
+_READ: Mapping[str, Callable[[str, Any], Any]] = {
     "targets": _several,
     "backends": _several,
     "min_metric": _number,
@@ -188,7 +178,6 @@ _READ = {
     "evaluation": _text,
     "metric": _text,
     "factory": _text,
-    "time_budget": _seconds,
     "factory_args": _pairs,
     "shapes": _shapes,
     "plan": _path,

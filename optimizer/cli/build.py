@@ -25,7 +25,6 @@ from optimizer.cli import _options, _progress, _show
 @click.option("--min-metric", type=float, metavar="X", help="What the engine's own lower bound must reach.")
 @click.option("--min-speedup", type=float, metavar="X", help="FAIL where the engine is not that much faster.")
 @_options.shapes
-@click.option("--time-budget", metavar="10m", help="Time for the search.")
 @_options.factory
 @_options.factory_args
 @click.option("--plan", type=click.Path(path_type=Path), metavar="plan.json", help="Repeat the decisions of an earlier build.")

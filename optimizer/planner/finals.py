@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,7 +12,7 @@ import onnx_ir as ir
 from kernels.timing import race
 from optimizer.data import Samples
 from optimizer.engine import Arrays, Candidate, Engine, Parity
-from optimizer.parity.gate import Question, judge, judge_lossless
+from optimizer.parity.gate import NoQuestion, Question, gate, judge, judge_lossless, undecided
 from optimizer.planner.pareto import finalists, leaner
 from optimizer.planner.problem import Problem
 from optimizer.planner.search import opened
@@ -46,14 +46,14 @@ def _open(problem: Problem, candidate: Candidate) -> Iterator[Engine]:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the gate judges by: held-out samples with the parent's scores on them (None without evaluation data).
+    """What the gate judges by: held-out samples and the question that the parent has answered on them (None without any).
 
     `feeds` are a few samples, of any origin, for engines with no lossy step, which are judged numerically.
     """
 
     parent: ir.Model
     feeds: Sequence[Arrays]
-    question: Question | None
+    question: Question | NoQuestion | None
     samples: Samples | None
 
 
@@ -62,29 +62,29 @@ def gated(
 ) -> tuple[list[Candidate], Candidate]:
     """All candidates with what became of them, and the one that ships or, where none passed, that the verdict is about.
 
-    Fixed-sequence testing: each finalist at the full 5 %, from the safest to the fastest; the first that does not pass ends it
-    and the last that passed ships, so the chance to ship one that is too bad stays at 5 % however many there are.
+    The finalists are asked from the safest to the fastest (see `parity.gate.gate`).  After that, when nothing depends on it any
+    more, the fastest plan that stayed behind is measured too, so that the report can tell what it would have lost.
     """
     baseline = candidates[0].name
     wanted = [one for one in candidates if one.outcome != "not built" and _is_wanted(problem, one, baseline)]
     order = finalists(wanted, baseline) if problem.capability.runs_here else leaner(wanted, baseline)
-    told = {one.name: one for one in candidates}
-    shipped: Candidate | None = None
-    subject = order[0]
-    for number, finalist in enumerate(order):
-        track(f"gate: {finalist.name}", number, len(order))
-        parity = _judged(problem, finalist, evidence, track)
-        told[finalist.name] = replace(
-            finalist, parity=parity, outcome="passed" if parity.verdict == "pass" else "refused", reason=parity.reason
-        )
-        if parity.verdict != "pass":
-            subject = shipped or told[finalist.name]
-            break
-        shipped = subject = told[finalist.name]
-    told = {name: _explained(one, order, baseline) for name, one in told.items()}
-    if shipped is not None:
-        subject = told[shipped.name] = replace(told[shipped.name], outcome="shipped")
-    return list(told.values()), subject
+    judged = gate([(one.name, partial(_judged, problem, one, evidence, track)) for one in order])
+    parities = {name: parity for name, parity in judged.tries if parity is not None}
+    shipped = judged.shipped or next(name for name, parity in reversed(judged.tries) if parity is not None)
+    if (tempting := _tempting(candidates, parities, shipped)) is not None:
+        parities[tempting.name] = _judged(problem, tempting, evidence, track)
+    asked = {one.name for one in order}
+    told = [_told(one, parities.get(one.name), asked, order, baseline) for one in candidates]
+    told = [replace(one, outcome="shipped") if one.name == judged.shipped else one for one in told]
+    return told, next(one for one in told if one.name == shipped)
+
+
+def _tempting(candidates: Sequence[Candidate], parities: Mapping[str, Parity], shipped: str) -> Candidate | None:
+    """The fastest candidate that was not asked, is faster than the baseline for sure and farther from the parent than what ships."""
+    near = next((one.distance or 0.0 for one in candidates if one.name == shipped), 0.0)
+    left = [one for one in candidates if one.name not in parities and one.timing is not None and one.timing.low > 1.0]
+    far = [one for one in left if (one.distance or 0.0) > near]
+    return max(far, key=lambda one: one.timing.ratio if one.timing is not None else 0.0, default=None)
 
 
 def _is_wanted(problem: Problem, candidate: Candidate, baseline: str) -> bool:
@@ -100,31 +100,33 @@ def _is_wanted(problem: Problem, candidate: Candidate, baseline: str) -> bool:
 
 def _judged(problem: Problem, candidate: Candidate, evidence: Evidence, track: Track) -> Parity:
     gated_on = problem.target.device if problem.capability.runs_here else "simulation"
+    track(f"gate: {candidate.name}", 0, 0)
     with _open(problem, candidate) as engine:
         if candidate.plan.lossless:
             return judge_lossless(evidence.parent, engine.run, evidence.feeds, gated_on=gated_on)
         if evidence.question is None or evidence.samples is None:
-            return _nothing_to_judge(gated_on)
+            why = "there is no evaluation data, and what a lower precision loses can't be told without held-out samples"
+            return undecided("none", gated_on, why)
         return judge(evidence.question, engine.run, evidence.samples, gated_on=gated_on, track=track)
 
 
-def _nothing_to_judge(gated_on: str) -> Parity:
-    why = "there is no evaluation data: what a lower precision loses can't be told without held-out samples"
-    return Parity("inconclusive", "none", None, None, None, None, None, None, 0, None, gated_on, why)
-
-
-def _explained(candidate: Candidate, order: Sequence[Candidate], baseline: str) -> Candidate:
-    """A candidate that was not asked, with the reason."""
-    if candidate.parity is not None or candidate.outcome == "not built":
-        return candidate
-    if candidate.name in {one.name for one in order}:
-        return replace(candidate, outcome="not finalist", reason="a safer candidate did not pass, which ended the sequence")
+def _told(candidate: Candidate, parity: Parity | None, asked: Set[str], order: Sequence[Candidate], baseline: str) -> Candidate:
+    """A candidate with what became of it, and why."""
     timing = candidate.timing
+    if candidate.outcome == "not built":
+        return candidate
+    if parity is not None and candidate.name in asked:
+        return replace(candidate, parity=parity, outcome="passed" if parity.verdict == "pass" else "refused", reason=parity.reason)
+    if candidate.name in asked:
+        return replace(candidate, outcome="not finalist", reason="a safer candidate did not pass, which ended the sequence")
+    if parity is not None:
+        told = "another candidate is as fast and nearer to the parent; measured on the held-out data to tell what it would have lost"
+        return replace(candidate, parity=parity, outcome="not finalist" if parity.verdict == "pass" else "refused", reason=told)
     if timing is not None and timing.low <= 1.0:
         why = f"not faster than {baseline} here: {timing.ratio:.2f}x [{timing.low:.2f}, {timing.high:.2f}]"
         return replace(candidate, outcome="slower", reason=why)
     if timing is None:
-        return replace(candidate, outcome="not finalist", reason=candidate.reason or _heavier(candidate, order))
+        return replace(candidate, outcome="not finalist", reason=_heavier(candidate, order))
     return replace(candidate, outcome="not finalist", reason="another candidate is as fast and nearer to the parent")
 
 

@@ -30,7 +30,7 @@ def half(problem: Problem, precision: Precision) -> Plan:
     """Everything in FP16 or BF16 but what would overflow there, by the ranges that calibration saw."""
     plan = problem.plan(precision, f"everything in {precision.upper()}")
     if "fp32" in problem.capability.precisions and problem.table is not None:
-        for layer, why in overflowing(problem.model, problem.table, precision).items():
+        for layer, why in overflowing(problem.model, problem.table.statistics, precision).items():
             plan = replace(plan, precisions={**plan.precisions, layer: "fp32"}, reasons={**plan.reasons, layer: why})
     return plan
 
@@ -57,7 +57,8 @@ def _base(problem: Problem) -> Plan:
 
 def mixed(static: Plan, dynamic: Plan) -> Plan | None:
     """Dynamic INT8 where that exists, static elsewhere: matrix products gain more from ranges of their own at every run."""
-    both = {**static.precisions, **{layer: "int8_dynamic" for layer, how in dynamic.precisions.items() if how == "int8_dynamic"}}
+    own: dict[str, Precision] = {layer: how for layer, how in dynamic.precisions.items() if how == "int8_dynamic"}
+    both = {**static.precisions, **own}
     if both in (dict(static.precisions), dict(dynamic.precisions)):
         return None
     return replace(static, precisions=both, ranges={}, reason="INT8: ranges found at every run where that exists, calibrated elsewhere")

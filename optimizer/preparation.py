@@ -1,0 +1,142 @@
+"""The first half of a build, done once for all targets: the model imported and fused, the data opened, ranges calibrated."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.table import Table
+from optimizer import importers
+from optimizer.calibrate import calibrate
+from optimizer.data import Samples, open_samples, random_samples
+from optimizer.engine import Arrays
+from optimizer.errors import InputError
+from optimizer.fusion import fuse
+from optimizer.graph import sha256
+from optimizer.model import Model
+from optimizer.parity.gate import NoQuestion, Question, held_out, question_from_words
+from optimizer.progress import Track
+from optimizer.provenance import to_json, versions
+from optimizer.reference import Reference
+from optimizer.request import Request
+
+SCREENING = 32
+"""Calibration samples that candidates are screened on, spread evenly over the data."""
+
+RANDOM = 16
+"""Feeds of random calibration."""
+
+NUMERIC = 4
+"""Samples that an engine with no lossy step is judged on, numerically."""
+
+PACKAGES = ("optimize", "numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "torch", "tensorrt-rtx")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that does not depend on the target. `parent` are the imported model's outputs on the `screening` feeds."""
+
+    request: Request
+    imported: Model
+    fused: Model
+    calibration: Samples | None
+    evaluation: Samples | None
+    left_out: int
+    table: Table | None
+    screening: Sequence[Arrays]
+    parent: Sequence[Mapping[str, NDArray[Any]]]
+    numeric: Sequence[Arrays]
+    question: Question | NoQuestion | None
+    notes: tuple[str, ...]
+
+
+def prepare(request: Request, scratch: Path, track: Track) -> Prepared:
+    """Everything up to the calibrated table.
+
+    Raises:
+        InputError: model, data or options can't be used as they are.
+    """
+    notes: list[str] = []
+    track("importing", 0, 0)
+    imported = importers.load(
+        request.model,
+        factory=request.factory,
+        factory_args=request.factory_args,
+        shapes=request.shapes,
+        scratch=scratch,
+        user_folder=request.folder,
+        track=track,
+    )
+    track("fusing", 0, 0)
+    fused = fuse(imported)
+    calibration, evaluation, left_out = _data(request, imported)
+    if left_out:
+        notes.append(f"{left_out} evaluation samples are also calibration samples: they were left out of the gate.")
+    table, screening = _calibrated(request, fused, calibration, notes, track)
+    parent = _outputs(imported, screening)
+    question: Question | NoQuestion | None = None
+    if evaluation is not None:
+        track("the parent on held-out data", 0, 0)
+        question = question_from_words(request, imported, evaluation, track)
+    numeric = list(screening[:NUMERIC])
+    if not numeric:
+        numeric = list(evaluation.take(range(min(NUMERIC, len(evaluation))))) if evaluation is not None else []
+    if not numeric:
+        numeric = list(random_samples(imported.inputs, NUMERIC, request.seed))
+    return Prepared(request, imported, fused, calibration, evaluation, left_out, table, screening, parent, numeric, question, tuple(notes))
+
+
+def _data(request: Request, model: Model) -> tuple[Samples | None, Samples | None, int]:
+    def opened(words: str | None) -> Samples | None:
+        return None if words is None else open_samples(words, model.inputs, request.preprocessing, request.folder)
+
+    calibration, evaluation = opened(request.calibration), opened(request.evaluation)
+    if calibration is None or evaluation is None:
+        return calibration, evaluation, 0
+    held, left_out = held_out(evaluation, calibration)
+    return calibration, held, left_out
+
+
+def _calibrated(
+    request: Request, fused: Model, calibration: Samples | None, notes: list[str], track: Track
+) -> tuple[Table | None, Sequence[Arrays]]:
+    """The table, and the feeds that candidates are screened on; nothing of either without calibration data."""
+    if calibration is not None:
+        key = _key(request, fused, calibration.sha256, len(calibration))
+        chosen = np.unique(np.linspace(0, len(calibration) - 1, SCREENING).round().astype(int))
+        return calibrate(fused, calibration, key=key, track=track), list(calibration.take([int(index) for index in chosen]))
+    if request.random_calibration:
+        feeds = random_samples(fused.inputs, RANDOM, request.seed)
+        notes.append("Calibrated on random numbers, as asked with --random-calibration: its ranges are those of no real data.")
+        return calibrate(fused, feeds, key=_key(request, fused, "random", RANDOM), track=track), feeds
+    return None, ()
+
+
+def _key(request: Request, fused: Model, data: str, samples: int) -> Mapping[str, str]:
+    return {
+        "model": sha256(fused.graph),
+        "data": data,
+        "samples": str(samples),
+        "preprocessing": hashlib.sha256(to_json(request.preprocessing)).hexdigest(),
+        "seed": str(request.seed) if data == "random" else "",
+        **{f"version of {name}": version for name, version in versions("optimize", "onnxruntime", "numpy").items()},
+    }
+
+
+def _outputs(model: Model, feeds: Sequence[Arrays]) -> list[dict[str, NDArray[Any]]]:
+    if not feeds:
+        return []
+    reference = Reference(model.graph)
+    try:
+        outputs = [reference.run(feed) for feed in feeds]
+    finally:
+        reference.close()
+    if all(not np.isfinite(array).all() for one in outputs for array in one.values() if array.dtype.kind == "f"):
+        raise InputError("The model gives no finite number on the calibration data.", "Check the model and its preprocessing.")
+    return outputs
