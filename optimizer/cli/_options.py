@@ -29,6 +29,8 @@ factory = click.option("--factory", metavar="FILE.py:FUNCTION", help="What makes
 
 factory_args = click.option("--factory-arg", "factory_args", multiple=True, metavar="K=V", help="An argument of the factory.")
 
+seconds = click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=10.0, show_default=True, help="Time for the race.")
+
 engine = click.argument("engine", type=click.Path(path_type=Path))
 
 

@@ -11,7 +11,7 @@ from optimizer.cli import _options, _progress, _show
 
 @click.command("bench")
 @click.argument("engines", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=10.0, show_default=True, help="Time for the race.")
+@_options.seconds
 @click.option("--evaluation", metavar="DATA", help="Run on these samples instead of random numbers.")
 @_options.shapes
 @_options.threads

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from kernels.target import Target
+from optimizer.cli.build import command
 from optimizer.engine import Built, Candidate, Parity, Realised
 from optimizer.errors import InputError
 from optimizer.model import Model, Source
@@ -88,7 +89,7 @@ def test_every_word_reaches_the_request(optimize: Run, asked: list[Any]) -> None
     ended = optimize(
         *("build", "net.th", "-o", "out", "--target", "cpu", "--target", "l4", "--backend", "onnxruntime", "--precision", "int8"),
         *("--calibration", "c.npz", "--evaluation", "e.npz", "--task", "classification", "--metric", "top1", "--max-drop", "0.5pp"),
-        *("--min-metric", "0.8", "--min-speedup", "1.5", "--shapes", "x=1x3x32x32", "--shapes", "y=1:2:4", "--time-budget", "10m"),
+        *("--min-metric", "0.8", "--min-speedup", "1.5", "--shapes", "x=1x3x32x32", "--shapes", "y=1:2:4"),
         *(
             "--factory",
             "net.py:make",
@@ -126,10 +127,14 @@ def test_every_word_reaches_the_request(optimize: Run, asked: list[Any]) -> None
         plan=Path("p.json"),
         threads=1,
         seed=7,
-        time_budget=600.0,
         on_inconclusive="fail",
         require_measured=True,
     )
+
+
+def test_the_options_are_what_a_request_can_hold() -> None:
+    options = {parameter.name for parameter in command.params} - {"config", "as_json"}
+    assert options == {field.name for field in fields(Request)} - {"preprocessing", "folder"}
 
 
 def test_a_model_without_a_command_is_built_with_the_defaults(optimize: Run, asked: list[Any]) -> None:
