@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from kernels.target import Target
 from optimizer.backends.tensorrt.losses import losses_of
+from optimizer.backends.tensorrt.network import shapes_of
 from optimizer.errors import InputError
 from optimizer.graph import weights_bytes
 from optimizer.plan import Shape
@@ -34,7 +35,8 @@ def write_handover(
 ) -> tuple[str, ...]:
     """Write `folder/handover/`: model.onnx (with model.onnx.data where the weights are over 2 GB) and build.sh.
 
-    `shapes` gives the sizes of inputs with free dimensions; `name` is what the model is called. Returns notes for the report.
+    `shapes` gives the sizes of inputs with free dimensions (default: what the graph's metadata names); `name` is what the model is
+    called. Returns notes for the report.
 
     Raises:
         InputError: ONNX's checker refuses the graph, or an input with free dimensions has no sizes.
@@ -54,7 +56,7 @@ def write_handover(
         ) from None
     opset = graph.opset_imports.get("", 0)
     script = place / SCRIPT
-    script.write_text(_script(target, opset, _profile(graph, shapes or {}), name))
+    script.write_text(_script(target, opset, _profile(graph, shapes if shapes is not None else shapes_of(graph)), name))
     script.chmod(0o755)
     return (
         f"{FOLDER}/{SCRIPT} builds {FOLDER}/{MODEL} (opset {opset}) with trtexec of TensorRT 10 or 11 on a machine with {_device(target)}; "

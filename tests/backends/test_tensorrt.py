@@ -15,10 +15,10 @@ import pytest
 from kernels.gpus import GPUS
 from kernels.target import this_cpu
 from optimizer.backends import tensorrt
-from optimizer.backends.tensorrt.network import SHAPES
+from optimizer.backends.tensorrt import driver, runtime
 from optimizer.engine import Built, Realised
 from optimizer.errors import InputError, UnavailableError
-from optimizer.model import FOR_LAYER, is_layer
+from optimizer.model import FOR_LAYER, SHAPES, is_layer
 
 real = pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed (NVIDIA's licence): no engine is built")
 
@@ -377,7 +377,15 @@ def test_capability_is_data_by_architecture() -> None:
 
 
 def test_loading_needs_the_gpu_and_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorrt, "absent", lambda: "no NVIDIA driver is installed on this machine")
+    monkeypatch.setattr(runtime, "absent", lambda: "no NVIDIA driver is installed on this machine")
     with pytest.raises(UnavailableError, match="no NVIDIA driver") as refusal:
         tensorrt.load(tmp_path, {})
     assert refusal.value.exit_code == 5
+
+
+def test_what_the_driver_says_of_a_gpu_decides_whether_engines_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "gpus", lambda: (driver.Gpu("NVIDIA L4", "sm_89"),))
+    monkeypatch.setattr(tensorrt, "find_spec", lambda name: name)
+    assert tensorrt.capability(GPUS["l4"]).runs_here
+    assert tensorrt.capability(GPUS["rtx-4090"]).runs_here, "engines are built for an architecture"
+    assert not tensorrt.capability(GPUS["t4"]).runs_here

@@ -9,7 +9,6 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,12 @@ import onnx_ir as ir
 from kernels.gpus import RTX, RTX_LISTED
 from kernels.target import Target
 from optimizer.backends.tensorrt.capability import capability_of
-from optimizer.backends.tensorrt.driver import absent, present
+from optimizer.backends.tensorrt.driver import present
 from optimizer.backends.tensorrt.layers import kernels_from_log, memory_from_log
 from optimizer.backends.tensorrt.losses import losses_of
 from optimizer.backends.tensorrt.network import shapes_of, written
 from optimizer.backends.tensorrt.realised import launches, realised, summary
+from optimizer.backends.tensorrt.runtime import opened
 from optimizer.engine import Built, Engine
 from optimizer.errors import InputError, UnavailableError
 from optimizer.graph import clone, infer_shapes
@@ -64,7 +64,7 @@ def missing(target: Target) -> str | None:
 def build(graph: ir.Model, target: Target, knobs: Knobs, folder: Path, track: Track = silent) -> Built:  # noqa: ARG001
     """Build `folder/engine.plan` from a typed graph, in a child process; the same graph gives the same bytes.
 
-    Inputs are fixed, or their shapes stand in the graph's metadata (`network.SHAPES`). `Built.memory` holds bytes: `weights`,
+    Inputs are fixed, or their shapes stand in the graph's metadata (`optimizer.model.SHAPES`). `Built.memory` holds bytes: `weights`,
     `activations` of one run with `scratch`, the largest working space in them, and `engine`, the file. On an error or Ctrl-C
     nothing is left in the folder.
 
@@ -104,15 +104,7 @@ def load(folder: Path, knobs: Knobs) -> Engine:  # noqa: ARG001
     Raises:
         UnavailableError: no driver or GPU, no TensorRT-RTX, or an engine of another release or architecture.
     """
-    reason = absent()
-    if reason is None and find_spec(_MODULE) is None:
-        reason = "tensorrt-rtx is not installed"
-    if reason is not None:
-        raise UnavailableError(
-            f"A TensorRT-RTX engine can't be loaded here: {reason}.", "Copy the engine folder to a machine with its GPU and load it there."
-        )
-    engine: Engine = import_module("optimizer.backends.tensorrt.runtime").opened(folder / _ENGINE)
-    return engine
+    return opened(folder / _ENGINE, "tensorrt_rtx")
 
 
 def _sm(target: Target) -> str:

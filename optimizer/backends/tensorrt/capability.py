@@ -46,5 +46,6 @@ def capability_of(target: Target, runs_here: bool) -> Capability:
         fused_operators=frozenset({"Gelu", "HardSwish", "LayerNormalization"}),
         scalar_weight_scale=True,
         float_bias=True,
+        dynamic_shapes=False,  # one engine, one shape; a range of shapes is what the graph's metadata asks for
         refusals={**_REFUSALS, **(_SM75_REFUSALS if turing else {})},
     )

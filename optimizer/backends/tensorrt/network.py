@@ -12,11 +12,8 @@ import onnx_ir as ir
 
 from optimizer.errors import InputError
 from optimizer.graph import clone, names, unique
-from optimizer.model import FOR_LAYER, is_layer
+from optimizer.model import FOR_LAYER, SHAPES, is_layer
 from optimizer.plan import Shape
-
-SHAPES = "optimize.shapes"
-"""Metadata key of a typed graph whose inputs have free dimensions: JSON of `{input: [smallest, usual, largest]}`."""
 
 _FILE = "network.onnx"
 _BRACKETS = str.maketrans({"[": "(", "]": ")", "\n": " "})

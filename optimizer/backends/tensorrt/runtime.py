@@ -1,37 +1,38 @@
 """An engine at run time, on the machine with its GPU; Polygraphy moves the arrays. Written, never run: no such GPU was at hand.
 
-Imported by `load` alone, once a driver is known to be there. Polygraphy looks up CUDA's runtime library (libcudart) in the usual
-places, or in NVIDIA's `nvidia-cuda-runtime` wheel.
+TensorRT-RTX and TensorRT 10 and 11 have one API here, so the module is a parameter; Polygraphy takes one of them a process.
+It looks up CUDA's runtime library (libcudart) in the usual places, or in NVIDIA's `nvidia-cuda-runtime` wheel.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import polygraphy.config
-import tensorrt_rtx as trt
 from numpy.typing import NDArray
 
-polygraphy.config.USE_TENSORRT_RTX = True  # read when Polygraphy's TensorRT part is imported
+from optimizer.backends.tensorrt.driver import absent
+from optimizer.engine import Arrays
+from optimizer.errors import InputError, UnavailableError
+from optimizer.model import TensorSpec
 
-from polygraphy.backend.trt import TrtRunner  # noqa: E402
-from polygraphy.exception import PolygraphyException  # noqa: E402
+Flavour = Literal["tensorrt_rtx", "tensorrt"]
+"""The Python module of TensorRT-RTX, or of TensorRT 10 and 11."""
 
-from optimizer.engine import Arrays  # noqa: E402
-from optimizer.errors import InputError, UnavailableError  # noqa: E402
-from optimizer.model import TensorSpec  # noqa: E402
-
-_REMEDY = "Run it on the GPU that it was built for, with the TensorRT-RTX release that its report names."
+_REMEDY = "Run it on the GPU that it was built for, with the release of TensorRT that built it."
 
 
 class Loaded:
     """An engine with its execution context and stream; one run at a time."""
 
-    def __init__(self, engine: Any, runner: Any) -> None:
+    def __init__(self, trt: Any, engine: Any, runner: Any, refusals: type[Exception]) -> None:
+        self._trt = trt
         self._engine = engine
         self._runner = runner
+        self._refusals = refusals
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         self.inputs = tuple(self._spec(name) for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT)
         self.outputs = tuple(self._spec(name) for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT)
@@ -50,7 +51,7 @@ class Loaded:
         given = {spec.name: np.ascontiguousarray(feeds[spec.name]) for spec in self.inputs if spec.name in feeds}
         try:
             found = self._runner.infer(given, check_inputs=True)
-        except PolygraphyException as error:
+        except self._refusals as error:
             raise InputError(
                 f"The engine can't run on these inputs: {error}.", "Feed every input in the engine's shape and type."
             ) from None
@@ -61,22 +62,28 @@ class Loaded:
 
     def _spec(self, name: str) -> TensorSpec:
         shape = tuple(size if size >= 0 else f"{name}:{axis}" for axis, size in enumerate(self._engine.get_tensor_shape(name)))
-        return TensorSpec(name, np.dtype(trt.nptype(self._engine.get_tensor_dtype(name))).name, shape)
+        return TensorSpec(name, np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name))).name, shape)
 
 
-def opened(file: Path) -> Loaded:
+def opened(file: Path, flavour: Flavour) -> Loaded:
     """The engine of a file, on this machine's first GPU.
 
     Raises:
-        UnavailableError: TensorRT-RTX refuses the engine, or CUDA's runtime library can't be found.
+        UnavailableError: no driver or GPU, a package is missing, or TensorRT refuses the engine.
     """
-    runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
-    engine = runtime.deserialize_cuda_engine(file.read_bytes())
+    reason = absent() or next((f"{package} is not installed" for package in (flavour, "polygraphy") if find_spec(package) is None), None)
+    if reason is not None:
+        raise UnavailableError(f"{file.name} can't be loaded here: {reason}.", "Take it to the machine with its GPU and load it there.")
+    trt = import_module(flavour)
+    settings: Any = import_module("polygraphy.config")
+    settings.USE_TENSORRT_RTX = flavour == "tensorrt_rtx"  # read when its TensorRT part is imported, which must come after
+    refusals: type[Exception] = import_module("polygraphy.exception").PolygraphyException
+    engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(file.read_bytes())
     if engine is None:
-        raise UnavailableError(f"TensorRT-RTX {trt.__version__} refuses {file.name}.", _REMEDY)
-    runner = TrtRunner(engine)
+        raise UnavailableError(f"{flavour} {trt.__version__} refuses {file.name}.", _REMEDY)
+    runner = import_module("polygraphy.backend.trt").TrtRunner(engine)
     try:
         runner.activate()
-    except (PolygraphyException, OSError) as error:
-        raise UnavailableError(f"The engine can't be set up on this GPU: {' '.join(str(error).split())}.", _REMEDY) from None
-    return Loaded(engine, runner)
+    except (refusals, OSError) as error:
+        raise UnavailableError(f"{file.name} can't be set up on this GPU: {' '.join(str(error).split())}.", _REMEDY) from None
+    return Loaded(trt, engine, runner, refusals)
