@@ -23,6 +23,9 @@ Clock = Callable[[], float]
 SAME = math.log(1.01)
 """Two times that differ by less than 1 % count as the same."""
 
+KNOWN = math.log(1.05)
+"""The race also goes on until the ratio of each that is left to the baseline is known to 5 %: a gain is to be told."""
+
 LOOKS = (10, 15, 23, 34, 51, 77, 115, 173, 260, 390)
 """After how many rounds the race looks whether it is decided. Each look may be wrong, so each has its share of the error."""
 
@@ -81,7 +84,7 @@ def race(
     sweep: Callable[[], object] | None = None,
     seed: int = 0,
 ) -> dict[str, Timing]:
-    """Time `contenders` against each other until it is certain which is the fastest, or `seconds` have passed.
+    """Time `contenders` until it is certain which is the fastest, and by how much, or `seconds` have passed.
 
     A round visits all in random order. At a visit the caches are swept, so that everyone has the same predecessor; then
     comes one cold run, then a block of hot ones (several where a run is short), whose median is the round's time. Times are
@@ -99,20 +102,24 @@ def race(
         track("warming up", number, len(contenders))
         estimate = _warm_up(run, clock, seconds / 10 / len(contenders))
         records[name].block = min(_BLOCK_RUNS, max(1, math.ceil(_BLOCK_SECONDS / max(estimate, 1e-9))))
-    order, running, done, verdict, error = random.Random(seed), list(contenders), 0, "", AT_END
-    stopped: dict[str, str] = {}
-    while not verdict:
+    order, running, stopped, ranking, done = random.Random(seed), list(contenders), dict[str, str](), "", 0
+    while True:
         with _no_garbage_collection():
             for name in order.sample(running, len(running)):
                 _visit(contenders[name], records[name], clock, sweep)
         done += 1
         track("timing", min(1000, round(1000 * (clock() - start) / seconds)) if seconds > 0 else 1000, 1000)
         if done in LOOKS:
-            (verdict, slower), error = _look(records, running, baseline, done), AT_LOOK
+            ranking, slower = _look(records, running, baseline, done)
             stopped |= slower
             running = [name for name in running if name not in stopped]
-        if not verdict and done >= LEAST and clock() - start >= seconds:
-            verdict, error = f"time budget of {seconds:g} s spent after {done} rounds", AT_END
+            if done == LOOKS[-1] or (ranking and all(_known(records[name], records[baseline]) for name in running)):
+                verdict, error = f"{ranking or 'ranking not certain'} after {done} rounds", AT_LOOK
+                break
+        if done >= LEAST and clock() - start >= seconds:
+            known = f"{ranking}, " if ranking else ""
+            verdict, error = f"{known}time budget of {seconds:g} s spent after {done} rounds", AT_END
+            break
     return {
         name: _timing(record, records[baseline], baseline, stopped.get(name, verdict), AT_LOOK if name in stopped else error, timed_on)
         for name, record in records.items()
@@ -146,7 +153,7 @@ def _visit(run: Callable[[], object], record: _Record, clock: Clock, sweep: Call
 
 
 def _look(records: Mapping[str, _Record], running: list[str], baseline: str, rounds: int) -> tuple[str, dict[str, str]]:
-    """The reason to end the race, or nothing; and the contenders that are certainly slower than the fastest, with the reason."""
+    """What is certain about the fastest, or nothing; and the contenders that are certainly slower than it, with the reason."""
     fastest = min(running, key=lambda name: float(np.median(records[name].rounds)))
     open_question, same = False, False
     slower = {}
@@ -161,8 +168,14 @@ def _look(records: Mapping[str, _Record], running: list[str], baseline: str, rou
         elif lead.low <= 0:
             open_question = True
     if open_question:
-        return (f"no difference could be made sure of in {rounds} rounds" if rounds == LOOKS[-1] else ""), slower
-    return (f"difference under 1 % after {rounds} rounds" if same else f"ranking certain after {rounds} rounds"), slower
+        return "", slower
+    return ("difference under 1 %" if same else "ranking certain"), slower
+
+
+def _known(record: _Record, base: _Record) -> bool:
+    """Whether the ratio to the baseline is known well enough to be told."""
+    gain = _gain(base, record, AT_LOOK)
+    return gain.high - gain.low <= 2 * KNOWN
 
 
 def _gain(slow: _Record, fast: _Record, error: float) -> Centre:

@@ -72,8 +72,20 @@ def test_a_contender_that_is_certainly_slower_is_not_run_to_the_end() -> None:
 
 
 def test_a_clear_race_ends_at_the_first_look_and_says_so() -> None:
-    timings = raced(0, {"fp32": 0.02, "int8": 0.01}, budget=1000.0)
+    timings = raced(0, {"fp32": 0.02, "int8": 0.01}, budget=1000.0, noise=0.005)
     assert timings["fp32"].stopped == timings["int8"].stopped == f"ranking certain after {LOOKS[0]} rounds"
+
+
+def test_a_race_that_is_decided_goes_on_until_the_gain_is_known_to_five_percent() -> None:
+    timings = raced(0, {"fp32": 0.02, "int8": 0.01}, budget=1000.0, noise=0.1)
+    assert timings["int8"].stopped.startswith("ranking certain after")
+    assert timings["int8"].runs > 2 * LOOKS[0]
+    assert timings["int8"].high / timings["int8"].low <= 1.05**2
+
+
+def test_a_decided_race_that_the_budget_ends_says_both() -> None:
+    timings = raced(0, {"fp32": 0.02, "int8": 0.01}, budget=1.0, noise=0.1)
+    assert timings["int8"].stopped.startswith("ranking certain, time budget of 1 s spent after")
 
 
 def test_a_spent_budget_ends_the_race_but_never_before_an_interval_can_be_given() -> None:
@@ -84,7 +96,7 @@ def test_a_spent_budget_ends_the_race_but_never_before_an_interval_can_be_given(
 
 def test_what_noise_hides_to_the_end_is_called_unsure() -> None:
     timings = raced(0, {"fp32": 0.010, "int8": 0.010}, budget=1e6, noise=0.5)
-    assert timings["int8"].stopped == f"no difference could be made sure of in {LOOKS[-1]} rounds"
+    assert timings["int8"].stopped == f"ranking not certain after {LOOKS[-1]} rounds"
     assert timings["int8"].low < 1 < timings["int8"].high
 
 
