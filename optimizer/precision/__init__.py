@@ -15,7 +15,8 @@ from optimizer.precision.overflow import overflowing
 from optimizer.precision.paths import surroundings
 from optimizer.precision.placement import HALF, eligible
 from optimizer.precision.qdq import quantize
-from optimizer.precision.settle import base_of, quantized_tensors, settled, spots
+from optimizer.precision.settle import base_of, quantized_tensors, settled
+from optimizer.precision.spots import spots
 
 __all__ = ["eligible", "overflowing", "quantized_tensors", "settled", "typed"]
 
@@ -31,7 +32,7 @@ def typed(model: Model, plan: Plan, capability: Capability) -> ir.Model:
         InputError: a constant lies beyond what the precision of its layer holds.
     """
     plan = settled(model, plan, capability)
-    places = spots(model, plan, capability)
+    places = spots(model.graph.graph, plan, capability)
     exact = surroundings(model.graph.graph).indices
     graph = clone(model.graph)
     planned = {node.name: plan.precision(node.name or "") for node in graph.graph if is_layer(node)}
@@ -42,7 +43,7 @@ def typed(model: Model, plan: Plan, capability: Capability) -> ir.Model:
         if node.name in planned:
             node.metadata_props[PLANNED] = planned[node.name]
     quantize(graph.graph, plan, capability, places)
-    quantize_dynamically(graph, plan, capability)
+    quantize_dynamically(graph.graph, plan, capability)
     if halved or base_of(plan, capability) in HALF:
         _know_types(graph)
         halve(graph, base_of(plan, capability), exact)

@@ -6,8 +6,6 @@ takes one scale a column and adds the bias; an LSTM becomes com.microsoft's Dyna
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import onnx_ir as ir
 
@@ -21,13 +19,9 @@ DOMAIN = "com.microsoft"
 _LSTM_ATTRIBUTES = ("activation_alpha", "activation_beta", "activations", "clip", "direction", "hidden_size", "input_forget")
 
 
-def quantize_dynamically(model: ir.Model, plan: Plan, capability: Capability) -> None:
+def quantize_dynamically(graph: ir.Graph, plan: Plan, capability: Capability) -> None:
     """Writes the plan's dynamic INT8 into the graph, in place; the layers keep their names on the integer operators."""
-    graph = model.graph
     layers = [node for node in graph if is_layer(node) and plan.precision(node.name or "") == "int8_dynamic"]
-    if not layers:
-        return
-    model.opset_imports.setdefault(DOMAIN, 1)
     writer = Writer(graph)
     ranged: dict[ir.Value, ir.Node] = {}
     for node in layers:
@@ -38,19 +32,28 @@ def quantize_dynamically(model: ir.Model, plan: Plan, capability: Capability) ->
 
 
 def _product(writer: Writer, node: ir.Node, ranged: dict[ir.Value, ir.Node], limit: int) -> None:
-    activation, value = node.inputs[0], node.inputs[1]
-    known = constant(value)
+    activation = node.inputs[0]
     assert activation is not None
-    assert value is not None
-    assert known is not None
     if activation not in ranged:
         kinds = [(ir.DataType.UINT8, activation.shape), (ir.DataType.FLOAT, ir.Shape([])), (ir.DataType.UINT8, ir.Shape([]))]
         down = writer.node("DynamicQuantizeLinear", [activation], f"{activation.name}/quantize", node.name or "", kinds)
         writer.place_behind(activation, [down])
         ranged[activation] = down
-    matrix = known.T if node.op_type == "Gemm" and node.attributes.get_int("transB") else known
-    integers, scales = weights.per_channel(np.ascontiguousarray(matrix, np.float32), 1, "minmax", limit)
     read, step, zero = ranged[activation].outputs
+    integer_product(writer, node, read, step, zero, "minmax", limit)
+
+
+def integer_product(writer: Writer, node: ir.Node, read: ir.Value, step: ir.Value, zero: ir.Value, method: str, limit: int) -> None:
+    """A MatMul or Gemm with a constant matrix becomes com.microsoft's MatMulIntegerToFloat: uint8 in, float out, bias inside.
+
+    `read`, `step` and `zero` are the activation's integers, scale and zero point.
+    """
+    value = node.inputs[1]
+    known = constant(value)
+    assert value is not None
+    assert known is not None
+    matrix = known.T if node.op_type == "Gemm" and node.attributes.get_int("transB") else known
+    integers, scales = weights.per_channel(np.ascontiguousarray(matrix, np.float32), 1, method, limit)
     inputs: list[ir.Value | None] = [
         read,
         writer.constant(f"{value.name}/integers", integers),
@@ -63,7 +66,7 @@ def _product(writer: Writer, node: ir.Node, ranged: dict[ir.Value, ir.Node], lim
     if bias is not None:
         row = np.broadcast_to(bias.astype(np.float32).reshape(-1), scales.shape)
         inputs.append(writer.constant(f"{node.name}/bias", np.ascontiguousarray(row)))
-    _replace(writer, node, "MatMulIntegerToFloat", inputs, ())
+    writer.replace(node, DOMAIN, "MatMulIntegerToFloat", inputs)
 
 
 def _lstm(writer: Writer, node: ir.Node, limit: int) -> None:
@@ -79,22 +82,10 @@ def _lstm(writer: Writer, node: ir.Node, limit: int) -> None:
         scales.append(writer.constant(f"{value.name}/scale", steps))
         scales.append(writer.constant(f"{value.name}/zero_point", np.zeros(steps.shape, np.int8)))
     kept = [node.attributes[name] for name in _LSTM_ATTRIBUTES if name in node.attributes]
-    _replace(writer, node, "DynamicQuantizeLSTM", [*inputs, *scales], kept)
+    writer.replace(node, DOMAIN, "DynamicQuantizeLSTM", [*inputs, *scales], kept)
 
 
 def _by_direction(weight: weights.Floats, limit: int) -> tuple[weights.Integers, weights.Floats]:
     """(directions, 4 hidden, inputs) -> int8 (directions, inputs, 4 hidden) and scales (directions, 4 hidden)."""
     parts = [weights.per_channel(np.ascontiguousarray(matrix.T), 1, "minmax", limit) for matrix in weight]
     return np.stack([integers for integers, _ in parts]), np.stack([steps for _, steps in parts])
-
-
-def _replace(writer: Writer, node: ir.Node, operator: str, inputs: Sequence[ir.Value | None], attributes: Sequence[ir.Attr]) -> None:
-    """The layer's integer form in its place, under its name, writing the same values."""
-    new = ir.Node(DOMAIN, operator, inputs, attributes, num_outputs=len(node.outputs), name=node.name)
-    new.metadata_props.update(node.metadata_props)
-    for old, value in zip(node.outputs, new.outputs, strict=True):
-        value.shape, value.type = old.shape, old.type
-        old.replace_all_uses_with(value, replace_graph_outputs=True)
-        value.name = old.name
-    writer.graph.insert_before(node, new)
-    writer.graph.remove(node, safe=True)

@@ -11,8 +11,10 @@ from optimizer.graph import constant
 from optimizer.model import is_layer
 from optimizer.plan import Capability, Plan
 from optimizer.precision import weights
+from optimizer.precision.dynamic import integer_product
 from optimizer.precision.placement import CARRIERS, HALF, WEIGHTED
-from optimizer.precision.settle import Spots, base_of, common_range
+from optimizer.precision.settle import base_of
+from optimizer.precision.spots import Spots, common_range
 from optimizer.precision.writer import Writer
 
 _GRIDS = {"uint8": UINT8, "int8": INT8}
@@ -33,7 +35,9 @@ def quantize(graph: ir.Graph, plan: Plan, capability: Capability, places: Spots)
     for name, scale in scales.items():
         _activation(writer, values[name], scale, places.readers[name], grid)
     for node in integers:
-        if has_weight(node):
+        if node.name in places.products:
+            _product(writer, node, plan, capability)
+        elif has_weight(node):
             _weight(writer, node, plan, capability)
         elif node.op_type not in CARRIERS:
             _constant_operands(writer, node, grid)
@@ -74,6 +78,21 @@ def _activation(writer: Writer, value: ir.Value, scale: tuple[np.float32, int], 
         use.node.replace_input_with(use.idx, up.outputs[0])
 
 
+def _product(writer: Writer, node: ir.Node, plan: Plan, capability: Capability) -> None:
+    """A product that writes float: its kernel reads the activation's integers themselves."""
+    read, step, zero = _dequantizer(node).inputs
+    assert read is not None
+    assert step is not None
+    assert zero is not None
+    integer_product(writer, node, read, step, zero, _method(plan, node), capability.weight_limit)
+
+
+def _method(plan: Plan, node: ir.Node) -> str:
+    """The range method of a layer's weight: that of its own range in the plan, where there is one."""
+    known = plan.ranges.get(node.inputs[1].name or "") if node.inputs[1] is not None else None
+    return known.method if known is not None else "minmax"
+
+
 def _weight(writer: Writer, node: ir.Node, plan: Plan, capability: Capability) -> None:
     """The weight of a layer as int8 behind a DequantizeLinear, its bias beside it."""
     value = node.inputs[1]
@@ -81,7 +100,7 @@ def _weight(writer: Writer, node: ir.Node, plan: Plan, capability: Capability) -
     assert value is not None
     assert known is not None
     array = known.astype(np.float32)
-    method = plan.ranges[value.name or ""].method if value.name in plan.ranges else "minmax"
+    method = _method(plan, node)
     axis = _output_axis(node, array.ndim)
     if axis is None:
         integers, scales = weights.per_channel(array.reshape(1, -1), 0, method, capability.weight_limit)
@@ -95,7 +114,7 @@ def _weight(writer: Writer, node: ir.Node, plan: Plan, capability: Capability) -
         _ratio_behind(writer, node, ratios)
     else:
         bias = None if capability.float_bias else _bias(node, array.shape[axis])
-        activation = _scale_read(node)
+        activation = np.float32(constant(_dequantizer(node).inputs[1]))
         smallest = weights.smallest_scale(bias, activation) if bias is not None else None
         integers, scales = weights.per_channel(array, axis, method, capability.weight_limit, smallest)
         _read_integers(writer, node, 1, integers, scales, axis)
@@ -118,12 +137,12 @@ def _bias(node: ir.Node, channels: int) -> weights.Floats | None:
     return None if bias is None else np.broadcast_to(bias.astype(np.float32).reshape(-1), (channels,))
 
 
-def _scale_read(node: ir.Node) -> np.float32:
-    """The scale of the activation that an INT8 layer reads."""
+def _dequantizer(node: ir.Node) -> ir.Node:
+    """What an INT8 layer reads its activation through."""
     producer = node.inputs[0].producer() if node.inputs[0] is not None else None
-    scale = constant(producer.inputs[1]) if producer is not None and producer.op_type == "DequantizeLinear" else None
-    assert scale is not None, f"{node.name} reads a float"
-    return np.float32(scale)
+    assert producer is not None
+    assert producer.op_type == "DequantizeLinear", f"{node.name} reads a float"
+    return producer
 
 
 def _read_integers(

@@ -1,37 +1,19 @@
-"""From a plan to what can be: the precision of every layer, and the activations that carry static Q/DQ because of it."""
+"""From a plan to what can be: the precision of every layer, with the reason where it is not what was asked."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 
 import onnx_ir as ir
 
-from calibration.ranges import Range
 from optimizer.errors import UnavailableError
-from optimizer.graph import readers
 from optimizer.model import Model, is_layer
 from optimizer.plan import Capability, Plan, Precision
-from optimizer.precision.paths import at_run, surroundings
-from optimizer.precision.placement import CARRIERS, HALF, WEIGHTED, eligible, holds_floats
-
-_CLIPS = frozenset({"Relu", "Clip"})
-"""Activations that a quantized range does by clipping: they need no Q/DQ of their own behind an INT8 layer."""
-
-_FLOAT_OUTPUT = frozenset({"MatMul", "Gemm"})
-"""Operators whose INT8 kernels can write float, so that their output is quantized only for an INT8 reader."""
-
-
-@dataclass(frozen=True)
-class Spots:
-    """Where static Q/DQ stands: tensor -> the first tensor of its group. A group has one scale and zero point.
-
-    `readers` holds, by tensor, the layers that read it quantized; None: all that read it, the caller too, because an INT8
-    kernel that writes integers can't write floats beside them.
-    """
-
-    groups: Mapping[str, str]
-    readers: Mapping[str, frozenset[str] | None]
+from optimizer.precision.neighbours import absorber, followers, producers
+from optimizer.precision.paths import surroundings
+from optimizer.precision.placement import CARRIERS, HALF, eligible, holds_floats
+from optimizer.precision.spots import FLOAT_OUTPUT, spots
 
 
 def settled(model: Model, plan: Plan, capability: Capability) -> Plan:
@@ -49,7 +31,7 @@ def settled(model: Model, plan: Plan, capability: Capability) -> Plan:
     reasons = {precision: eligible(model, capability, precision) for precision in {*wanted.values(), *_fallbacks(plan, capability)}}
     for name, precision in wanted.items():
         reason = reasons[precision][name]
-        if reason is None:
+        if reason is None or (precision == "int8" and _inside_another(nodes[name], plan, capability)):
             continue
         if name in plan.precisions and (precision == "fp32" or holds_floats(nodes[name])):
             remedy = "Take another precision for it, or another target."
@@ -71,6 +53,11 @@ def _layers(graph: ir.Graph) -> dict[str, ir.Node]:
 def base_of(plan: Plan, capability: Capability) -> Precision:
     """The precision of what is not INT8."""
     return plan.base if plan.base in HALF or plan.base == "fp32" else capability.base
+
+
+def quantized_tensors(model: Model, plan: Plan, capability: Capability) -> tuple[str, ...]:
+    """The activations that get static Q/DQ under the plan, each of which needs a Range in `plan.ranges`."""
+    return tuple(spots(model.graph.graph, settled(model, plan, capability), capability).groups)
 
 
 def _fallbacks(plan: Plan, capability: Capability) -> tuple[Precision, ...]:
@@ -98,7 +85,7 @@ def _carriers_between_integers(graph: ir.Graph, plan: Plan, capability: Capabili
     waiting = [nodes[name] for name in kept]
     while waiting:
         node = waiting.pop()
-        for other in (*_producers(node), *_layers_after(node)):
+        for other in (*producers(node), *followers(node)):
             if other.name in integers and other.name not in kept:
                 kept.add(other.name)
                 waiting.append(other)
@@ -108,92 +95,15 @@ def _carriers_between_integers(graph: ir.Graph, plan: Plan, capability: Capabili
 
 
 def _absorbed(graph: ir.Graph, plan: Plan, capability: Capability) -> Iterator[Change]:
-    """A Relu or Clip behind an INT8 layer that nobody else reads is done by the clipping of the quantized output."""
-    if not capability.quantize_outputs:
-        return
+    """A Relu or Clip behind an INT8 layer that nobody else reads is done by clipping the output, where that is quantized."""
     for name, node in _layers(graph).items():
-        producer = _absorbs(node)
-        if producer is not None and plan.precision(name) != "int8" and plan.precision(producer.name or "") == "int8":
-            yield name, "int8", f"the INT8 kernel of {producer.name} clips"
+        if plan.precision(name) != "int8" and _inside_another(node, plan, capability):
+            yield name, "int8", "the INT8 kernel before it clips"
 
 
-def _absorbs(node: ir.Node) -> ir.Node | None:
-    """The layer whose kernel can do this Relu or Clip by clipping what it writes."""
-    producers = _producers(node) if node.op_type in _CLIPS else []
-    return next((other for other in producers if _clipped_by(other) is node and other.op_type not in CARRIERS), None)
-
-
-def _clipped_by(node: ir.Node) -> ir.Node | None:
-    """The Relu or Clip that alone reads the output of `node`."""
-    output = node.outputs[0]
-    after = readers(output)
-    return after[0] if len(after) == 1 and after[0].op_type in _CLIPS and not output.is_graph_output() else None
-
-
-def _producers(node: ir.Node) -> list[ir.Node]:
-    return [producer for value in node.inputs if value is not None and (producer := value.producer()) is not None]
-
-
-def _layers_after(node: ir.Node) -> list[ir.Node]:
-    return [reader for value in node.outputs for reader in readers(value)]
-
-
-def spots(model: Model, plan: Plan, capability: Capability) -> Spots:
-    """Where Q/DQ stands under a settled plan. Tensors are in the order in which the graph makes them."""
-    integers = [node for node in model.graph.graph if is_layer(node) and plan.precision(node.name or "") == "int8"]
-    quantized = {value.name for node in integers for value in _read(node, plan, capability)}
-    if capability.quantize_outputs:
-        quantized |= {value.name for node in integers for value in _written(node)}
-    order = [value.name or "" for value in (*model.graph.graph.inputs, *(v for node in model.graph.graph for v in node.outputs))]
-    groups = _groups([name for name in order if name in quantized], (node for node in integers if node.op_type in CARRIERS))
-    by_integers = {value.name for node in integers for value in node.outputs} if capability.quantize_outputs else set()
-    read_by: dict[str, frozenset[str] | None] = {}
-    for name in groups:
-        layers = frozenset(node.name or "" for node in integers if any(value.name == name for value in _read(node, plan, capability)))
-        read_by[name] = None if name in by_integers else layers
-    return Spots(groups, read_by)
-
-
-def _read(node: ir.Node, plan: Plan, capability: Capability) -> Iterator[ir.Value]:
-    """Activations that an INT8 layer reads as integers: none where it is a Relu or Clip inside another's kernel."""
-    absorber = _absorbs(node) if capability.quantize_outputs else None
-    if absorber is not None and plan.precision(absorber.name or "") == "int8":
-        return
-    for value in node.inputs[:1] if node.op_type in WEIGHTED else node.inputs:
-        if value is not None and value.dtype == ir.DataType.FLOAT and at_run(value):
-            yield value
-
-
-def _written(node: ir.Node) -> Iterator[ir.Value]:
-    """Activations that an INT8 layer must write as integers: behind the Relu or Clip that its kernel does."""
-    absorber = _absorbs(node)
-    if _clipped_by(node) is None and (node if absorber is None else absorber).op_type not in _FLOAT_OUTPUT:
-        yield from (value for value in node.outputs if value.dtype == ir.DataType.FLOAT)
-
-
-def _groups(tensors: Iterable[str], carriers: Iterable[ir.Node]) -> dict[str, str]:
-    """Tensor -> the first of its group; a carrier makes one group of all it reads and writes."""
-    first = {name: name for name in tensors}
-
-    def root(name: str) -> str:
-        while first[name] != name:
-            name = first[name]
-        return name
-
-    place = {name: index for index, name in enumerate(first)}
-    for node in carriers:
-        roots = {root(value.name or "") for value in (*node.inputs, *node.outputs) if value is not None and value.name in first}
-        for name in roots:
-            first[name] = min(roots, key=place.__getitem__)
-    return {name: root(name) for name in first}
-
-
-def common_range(members: Iterable[Range]) -> Range:
-    """The range of a group: from the lowest to the highest of its members, by the first member's method."""
-    ranges = tuple(members)
-    return Range(ranges[0].method, min(r.low for r in ranges), max(r.high for r in ranges))
-
-
-def quantized_tensors(model: Model, plan: Plan, capability: Capability) -> tuple[str, ...]:
-    """The activations that get static Q/DQ under the plan, each of which needs a Range in `plan.ranges`."""
-    return tuple(spots(model, settled(model, plan, capability), capability).groups)
+def _inside_another(node: ir.Node, plan: Plan, capability: Capability) -> bool:
+    producer = absorber(node) if capability.quantize_outputs else None
+    if producer is None or plan.precision(producer.name or "") != "int8":
+        return False
+    quantized = any(plan.precision(reader.name or "") == "int8" for reader in followers(node))
+    return quantized or producer.op_type not in FLOAT_OUTPUT

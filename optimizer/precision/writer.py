@@ -57,6 +57,20 @@ class Writer:
         value.name = unique(f"{name}/{suffix}", self._taken)
         successor.name = name
 
+    def replace(
+        self, node: ir.Node, domain: str, operator: str, inputs: Sequence[ir.Value | None], attributes: Iterable[ir.Attr] = ()
+    ) -> None:
+        """Another form of a layer in its place, under its name, writing the same values."""
+        new = ir.Node(domain, operator, inputs, attributes, num_outputs=len(node.outputs), name=node.name)
+        new.metadata_props.update(node.metadata_props)
+        for old, value in zip(node.outputs, new.outputs, strict=True):
+            value.shape, value.type = old.shape, old.type
+            old.replace_all_uses_with(value, replace_graph_outputs=True)
+            value.name = old.name
+        self.graph.insert_before(node, new)
+        self.graph.remove(node, safe=True)
+        self.graph.opset_imports.setdefault(domain, 1)
+
 
 def layer_of(value: ir.Value) -> str:
     """The layer that makes a value, or else the first that reads it: whom a helper on that value is for."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 
 from calibration.ranges import Range
@@ -223,3 +224,18 @@ def sqnr() -> Callable[[np.ndarray, np.ndarray], float]:
         return float("inf") if noise == 0 else 10 * np.log10(float((exact.astype(np.float64) ** 2).sum()) / noise)
 
     return ratio
+
+
+@pytest.fixture
+def kernels(tmp_path) -> Callable[[ir.Model], list[str]]:
+    """The operators of the graph as ONNX Runtime's CPU will run it, in its own words."""
+
+    def run(graph: ir.Model) -> list[str]:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = 1
+        options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+        ort.InferenceSession(ir.to_proto(graph).SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+
+    return run
