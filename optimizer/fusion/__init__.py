@@ -8,7 +8,7 @@ from functools import partial
 
 import onnx_ir as ir
 
-from optimizer.errors import OptimizeError
+from optimizer.errors import InputError, OptimizeError
 from optimizer.fusion import activation, convolution, identity, normalization, padding, pooling, reshaping, transposition
 from optimizer.fusion.duplicates import merge_initializers, merge_nodes
 from optimizer.fusion.folding import constants_right, fold_constants, lift_constants
@@ -19,6 +19,9 @@ from optimizer.graph import clone, infer_shapes, names
 from optimizer.model import Fusion, Model
 
 __all__ = ["ORDER", "Rule", "Step", "fuse", "step"]
+
+OPSET = 20
+"""The oldest opset that the rules are written for: axes are inputs, Gelu is an operator."""
 
 ROUNDS = 40
 """Rounds after which rules that still find something are taken to undo each other; real models need three to eight."""
@@ -62,8 +65,12 @@ def fuse(model: Model, order: Sequence[Step] = ORDER) -> Model:
     Outputs keep their names, layers join theirs, and each rewrite is appended to `fusions`. Fusing a fused model changes nothing.
 
     Raises:
+        InputError: the graph is in an older opset than the rules are written for.
         OptimizeError: the steps still found something after `ROUNDS` rounds (a mistake of ours, not of the model).
     """
+    opset = model.graph.graph.opset_imports.get("", OPSET)
+    if opset < OPSET:
+        raise InputError(f"Fusing needs opset {OPSET} or newer and the graph is in {opset}.", "Raise its opset, as the importers do.")
     graph = clone(model.graph)
     lift_constants(graph)
     taken = names(graph.graph)

@@ -20,6 +20,14 @@ class Affine:
     scale: NDArray[np.float64]
     shift: NDArray[np.float64]
 
+    @property
+    def scales(self) -> bool:
+        return bool((self.scale != 1).any())
+
+    @property
+    def shifts(self) -> bool:
+        return bool(self.shift.any())
+
 
 def affine(node: ir.Node, x: ir.Value, *, rank: int | None, axis: int, channels: int) -> Affine | str:
     """What `node` does to each channel of `x`, or why it is not one scale and shift a channel."""

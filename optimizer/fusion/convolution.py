@@ -49,8 +49,8 @@ class Behind(Rule):
         change = channels.affine(producer(z), y, rank=before.rank, axis=before.axis, channels=before.channels)
         if isinstance(change, str):
             return change
-        after = before.after(change)
-        return linear.unwritable(before, after) or (before, after)
+        after = linear.changed(before, change, ahead=False)
+        return after if isinstance(after, str) else (before, after)
 
 
 class Before(Rule):
@@ -91,10 +91,10 @@ class Before(Rule):
         change = channels.affine(producer(y), x, rank=rank(x), axis=axis, channels=before.inputs)
         if isinstance(change, str):
             return change
-        if change.shift.any() and node.op_type == "Conv" and _padded(node):
+        if change.shifts and node.op_type == "Conv" and _padded(node):
             return "padding puts zeros where the shift would stand"
-        after = before.before(change)
-        return linear.unwritable(before, after) or (before, after)
+        after = linear.changed(before, change, ahead=True)
+        return after if isinstance(after, str) else (before, after)
 
 
 def _padded(node: ir.Node) -> bool:

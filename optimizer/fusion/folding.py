@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
+import numpy as np
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 from onnxscript.rewriter import MatchResult
@@ -20,6 +21,9 @@ QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLin
 
 COMMUTATIVE = frozenset({"Add", "Mul"})
 
+ROUGH = frozenset({"Erf", "Gelu", "HardSwish"})
+"""Operators that onnx.reference computes in float32 whatever the model's type."""
+
 GROWTH = 1 << 16
 """Bytes by which one folded node may make the model larger; a Transpose of a weight that nobody else reads costs none."""
 
@@ -31,9 +35,8 @@ def lift_constants(model: ir.Model) -> None:
         value = node.outputs[0]
         if node.op_type != "Constant" or node.domain or value.is_graph_output() or "sparse_value" in node.attributes:
             continue
-        tensor = ir.convenience.get_const_tensor(value)
-        if tensor is not None:
-            _store(graph, node, [tensor])
+        if (tensor := ir.convenience.get_const_tensor(value)) is not None:
+            put_constants(graph, node, [tensor])
 
 
 def constants_right(model: ir.Model, _taken: set[str]) -> list[Fusion]:
@@ -51,18 +54,17 @@ def fold_constants(model: ir.Model, taken: set[str]) -> list[Fusion]:
     """Compute every foldable node of the main graph by onnx.reference and put its outputs in as initializers, in place."""
     fusions = []
     for node in model.graph:
-        if foldable(node):
+        if foldable(node) and (tensors := _computed(model, node)) is not None:
             fusions.append(Fusion("constant folding", (node.name or "",), ""))
-            computed = _evaluate(model, node)
-            _store(model.graph, node, [ir.tensor(array, dtype=value.dtype) for array, value in zip(computed, node.outputs, strict=True)])
+            put_constants(model.graph, node, tensors)
             taken.discard(node.name or "")
     return fusions
 
 
 def foldable(node: ir.Node) -> MatchResult:
     """Whether a node can be computed ahead, with the reason where it can't."""
-    if node.domain or node.op_type in RANDOM | QUANTIZED | {"Constant"}:
-        return refused("the operator is random, quantizes, or is not ONNX's own", node)
+    if node.domain or node.op_type in RANDOM | QUANTIZED | ROUGH:
+        return refused("the operator is random, quantizes, is computed roughly, or is not ONNX's own", node)
     if any(attribute.type in {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS} for attribute in node.attributes.values()):
         return refused("the operator has a graph inside", node)
     inputs = [value for value in node.inputs if value is not None]
@@ -83,13 +85,25 @@ def _bytes(value: ir.Value) -> float:
     return math.prod(static_shape(value) or ()) * value.dtype.itemsize
 
 
-def _evaluate(model: ir.Model, node: ir.Node) -> list[Any]:
-    """The outputs of a node whose inputs are constants, by the standard's own reference in the model's own types."""
+def _computed(model: ir.Model, node: ir.Node) -> list[ir.TensorProtocol] | None:
+    """The outputs of a node whose inputs are constants, by the standard's own reference in the model's own types.
+
+    None where the reference can't compute this operator in this type, or gives another type or shape than was inferred:
+    the node then stays for the engine to compute, which is what the model said.
+    """
     evaluator = ReferenceEvaluator(ir.to_proto(node), opsets=dict(model.graph.opset_imports))
-    return list(evaluator.run(None, {value.name or "": known(value) for value in node.inputs if value is not None}))
+    try:
+        outputs = evaluator.run(None, {value.name or "": known(value) for value in node.inputs if value is not None})
+    except Exception:  # the reference raises whatever its numpy code happens to raise
+        return None
+    arrays = [np.asarray(output) for output in outputs]
+    wanted = [(value.dtype.numpy() if value.dtype is not None else None, static_shape(value)) for value in node.outputs]
+    if [(array.dtype, array.shape) for array in arrays] != wanted:
+        return None
+    return [ir.tensor(array, dtype=value.dtype) for array, value in zip(arrays, node.outputs, strict=True)]
 
 
-def _store(graph: ir.Graph, node: ir.Node, tensors: list[ir.TensorProtocol]) -> None:
+def put_constants(graph: ir.Graph, node: ir.Node, tensors: Sequence[ir.TensorProtocol]) -> None:
     """Put initializers of the same names in the place of a node and its outputs."""
     for value, tensor in zip(node.outputs, tensors, strict=True):
         constant = ir.Value(name=value.name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor)

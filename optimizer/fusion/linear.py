@@ -5,7 +5,7 @@ Computed in float64 and rounded once to the weight's own type.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -54,29 +54,28 @@ class Linear:
 
     def before(self, change: Affine) -> Linear:
         """The same function of x * scale + shift, as a function of x; a shift is exact only where nothing is padded."""
-        weight = self.weight.astype(np.float64)
-        shifted = self.bias
-        if change.shift.any():
-            moved = self._spread(weight, change.shift, of_input=True)
-            axes = tuple(axis for axis in range(weight.ndim) if axis != self._output_axis)
-            shifted = (0.0 if self.bias is None else self.bias) + self._gain * moved.sum(axis=axes)
-        return self._with(self._spread(weight, change.scale, of_input=True), shifted)
+        bias = self.bias
+        if change.shifts:
+            moved = self._spread(change.shift, of_input=True)
+            axes = tuple(axis for axis in range(moved.ndim) if axis != self._output_axis)
+            bias = (0.0 if bias is None else bias) + self._gain * moved.sum(axis=axes)
+        return replace(self, weight=self._spread(change.scale, of_input=True) if change.scales else self.weight, bias=bias)
 
     def after(self, change: Affine) -> Linear:
         """The function that gives y * scale + shift where this one gives y."""
-        weight = self._spread(self.weight.astype(np.float64), change.scale, of_input=False)
         bias = None if self.bias is None else self.bias * change.scale
-        if change.shift.any():
+        if change.shifts:
             bias = change.shift if bias is None else bias + change.shift
-        return self._with(weight, bias)
+        return replace(self, weight=self._spread(change.scale, of_input=False) if change.scales else self.weight, bias=bias)
 
     @property
     def _output_axis(self) -> int:
         """The axis of the weight that runs over output channels (of one group, in a ConvTranspose)."""
         return {"Conv": 0, "ConvTranspose": 1, "Gemm": 0 if self._transposed else 1, "MatMul": 1}[self.node.op_type]
 
-    def _spread(self, weight: NDArray[np.float64], numbers: NDArray[np.float64], *, of_input: bool) -> NDArray[np.float64]:
+    def _spread(self, numbers: NDArray[np.float64], *, of_input: bool) -> NDArray[np.float64]:
         """The weight times one number an input (or output) channel; groups hold their share of the channels each."""
+        weight = self.weight.astype(np.float64)
         if (self.node.op_type, of_input) in {("Conv", True), ("ConvTranspose", False)}:
             rows, columns, *kernel = weight.shape
             by_group = np.broadcast_to(numbers.reshape(self.group, 1, columns), (self.group, rows // self.group, columns))
@@ -84,9 +83,6 @@ class Linear:
         shape = [1] * weight.ndim
         shape[1 - self._output_axis if of_input else self._output_axis] = -1
         return weight * numbers.reshape(shape)
-
-    def _with(self, weight: NDArray[np.float64], bias: NDArray[np.float64] | None) -> Linear:
-        return Linear(self.node, weight, bias, self.channels, self.axis, self.rank)
 
 
 def linear(node: ir.Node) -> Linear | str:
@@ -118,21 +114,17 @@ def _bias(node: ir.Node, channels: int) -> NDArray[np.float64] | str | None:
     return numbers * node.attributes.get_float("beta", 1.0) if node.op_type == "Gemm" else numbers
 
 
-def unwritable(before: Linear, after: Linear) -> str | None:
-    """Why `after` can't be written in the place of `before`, or None."""
-    weight = before.node.inputs[1]
-    if not _same(before, after) and not owned(weight):
+def changed(layer: Linear, change: Affine, *, ahead: bool) -> Linear | str:
+    """The layer with a change of its output (`ahead`: of its input) taken in, or why that can't be written."""
+    if change.scales and not owned(layer.node.inputs[1]):
         return "the weight has another reader"
-    if before.node.op_type == "MatMul" and after.bias is not None and before.rank != 2:
+    if layer.node.op_type == "MatMul" and change.shifts and layer.rank != 2:
         return "a product of more than two dimensions takes no bias"
-    numbers = [after.weight] if after.bias is None else [after.weight, after.bias]
-    if not all(fits(array, before.weight.dtype) for array in numbers):
+    result = layer.before(change) if ahead else layer.after(change)
+    numbers = [array for array in (result.weight, result.bias) if array is not None and array is not layer.weight]
+    if not all(fits(array, layer.weight.dtype) for array in numbers):
         return "the new weight leaves the range of its type"
-    return None
-
-
-def _same(before: Linear, after: Linear) -> bool:
-    return np.array_equal(before.weight.astype(np.float64), after.weight)
+    return result
 
 
 def write(op: Any, x: ir.Value, before: Linear, after: Linear, source: str) -> ir.Value:
@@ -140,7 +132,7 @@ def write(op: Any, x: ir.Value, before: Linear, after: Linear, source: str) -> i
     node, dtype = before.node, before.weight.dtype
     weight = node.inputs[1]
     assert weight is not None
-    if not _same(before, after):
+    if after.weight is not before.weight:
         weight = op.initializer(ir.tensor(after.weight.astype(dtype)), name=f"{weight.name}*{source}")
     attributes = {name: attribute for name, attribute in node.attributes.items() if name != "beta"}
     operator = "Gemm" if node.op_type == "MatMul" and after.bias is not None else node.op_type

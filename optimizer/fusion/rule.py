@@ -48,6 +48,11 @@ class Rule(ABC):
         """The pattern as the engine takes it."""
         return RewriteRule(self.pattern, self.rewrite, self.check, name=self.name)
 
+    @property
+    def root(self) -> str:
+        """The operator of the node that the pattern ends in; onnxscript has no public way to ask."""
+        return self.compiled._target_pattern.output_node.op_type
+
 
 def either(operator: Any, a: Any, b: Any) -> Any:
     """A pattern of a commutative operator with two computed operands in either order; can't be the pattern's output.
@@ -67,52 +72,39 @@ def apply(rules: Iterable[Rule], model: ir.Model, taken: set[str]) -> list[Fusio
 
     Changes `model` and `taken`, the names in use.  Nodes that a rule writes are tried in the same pass.
     """
-    by_root: dict[str, list[RewriteRule]] = {}
+    by_root: dict[str, list[Rule]] = {}
     for rule in rules:
-        by_root.setdefault(_root(rule.compiled), []).append(rule.compiled)
+        by_root.setdefault(rule.root, []).append(rule)
     fusions = []
     for node in model.graph:
-        for candidate in by_root.get(node.op_type, ()):
-            found = candidate.try_rewrite(model, model.graph, node)
+        for rule in by_root.get(node.op_type, ()):
+            found = rule.compiled.try_rewrite(model, model.graph, node)
             if found is not None:
                 matched = [node] if len(found.match.nodes) == 1 else [each for each in model.graph if each in found.match.nodes]
-                _register(model.graph, found.new_initializers, taken)
-                old, new = found.match.outputs[0], found.new_outputs[0]
-                result = _replace(model.graph, node, matched, found.new_nodes, old, new, taken)
-                fusions.append(Fusion(candidate.name or "", tuple(each.name or "" for each in matched), result))
+                layers = tuple(each.name or "" for each in matched)
+                for value in found.new_initializers:
+                    value.name = unique(value.name or rule.name, taken)
+                    model.graph.register_initializer(value)
+                taken.difference_update(layers)
+                result = _name(found.new_nodes, matched, taken)
+                _name_outputs(found.new_nodes, found.match.outputs[0], found.new_outputs[0], taken)
+                found.match.outputs[0].replace_all_uses_with(found.new_outputs[0], replace_graph_outputs=True)
+                model.graph.insert_after(node, found.new_nodes)
+                model.graph.remove(matched, safe=True)
+                fusions.append(Fusion(rule.name, layers, result))
                 break
     return fusions
 
 
-def _root(rule: RewriteRule) -> str:
-    """The operator of the node that a pattern ends in; onnxscript has no public way to ask."""
-    return rule._target_pattern.output_node.op_type
-
-
-def _register(graph: ir.Graph, initializers: Iterable[ir.Value], taken: set[str]) -> None:
-    for value in initializers:
-        value.name = unique(value.name or "constant", taken)
-        graph.register_initializer(value)
-
-
-def _replace(
-    graph: ir.Graph, root: ir.Node, matched: Sequence[ir.Node], nodes: Sequence[ir.Node], old: ir.Value, new: ir.Value, taken: set[str]
-) -> str:
-    """Put `nodes` where `matched` ended in `root`, `new` for `old`; the name of the layer that came out, "" where none did."""
-    taken.difference_update(node.name or "" for node in matched)
-    result = _name(nodes, matched, taken)
+def _name_outputs(nodes: Sequence[ir.Node], old: ir.Value, new: ir.Value, taken: set[str]) -> None:
+    """`new` takes over the name of `old`, unless it was there before and no caller knows `old`; the rest get fresh names."""
     if new.producer() in nodes:
-        new.type, new.shape = old.type, old.shape
-        new.name = old.name
+        new.name, new.type, new.shape = old.name, old.type, old.shape
     elif old.is_graph_output():
         new.name = old.name
     for node in nodes:
         for value in node.outputs:
             value.name = value.name or unique(f"{node.name}.out", taken)
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    graph.insert_after(root, nodes)
-    graph.remove(matched, safe=True)
-    return result
 
 
 def _name(nodes: Sequence[ir.Node], matched: Sequence[ir.Node], taken: set[str]) -> str:

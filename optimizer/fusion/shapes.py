@@ -16,6 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from optimizer.fusion.conditions import known
+from optimizer.fusion.folding import put_constants
 from optimizer.graph import add_initializer, unique
 from optimizer.model import Fusion
 
@@ -209,8 +210,7 @@ def _settle(graph: ir.Graph, node: ir.Node, elements: Elements, taken: set[str])
     value = node.outputs[0]
     if value.is_graph_output() or value.dtype is None or not all(isinstance(each, int) for each in elements.reshape(-1)):
         return False
-    value.replace_all_uses_with(add_initializer(graph, unique(f"{value.name}.known", taken), elements.astype(value.dtype.numpy())))
-    graph.remove(node, safe=True)
+    put_constants(graph, node, [ir.tensor(elements.astype(value.dtype.numpy()), dtype=value.dtype)])
     taken.discard(node.name or "")
     return True
 
