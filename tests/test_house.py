@@ -14,7 +14,6 @@ EXCUSED = (
     "optimizer.launch",  # a program, not a module
     "optimizer.importers.workers",  # programs too
     "optimizer.backends.tensorrt.worker",  # runs in the builder's child
-    "optimizer.backends.tensorrt.runtime",  # imported where an engine is loaded
 )
 """Modules that are no part of what must load without extras, each with the reason."""
 

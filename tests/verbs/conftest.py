@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
@@ -15,7 +16,7 @@ from optimizer.engine import Candidate, Parity
 from optimizer.model import Model, Source
 from optimizer.package.passport import Passport, seal
 from optimizer.plan import Plan
-from optimizer.provenance import to_json
+from optimizer.provenance import sha256_of_file, to_json
 from optimizer.report.report import Provenance, report_from
 
 WIDTH = 64
@@ -25,8 +26,6 @@ KNOBS = {"threads": 1, "spinning": False}
 
 
 def graph(width: int = WIDTH) -> ir.Model:
-    import numpy as np
-
     weight = np.random.default_rng(0).standard_normal((width, width)).astype(np.float32)
     proto = onnx.parser.parse_model(GRAPH.replace(str(WIDTH), str(width)))
     proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
@@ -47,11 +46,11 @@ def onnx_file(tmp_path: Path) -> Path:
 def engine(tmp_path: Path) -> Callable[..., Path]:
     """A function that builds a real engine folder with its report."""
 
-    def make(name: str = "engine", width: int = WIDTH, target: str = "cpu", kind: str = "onnxruntime") -> Path:
+    def make(name: str = "engine", width: int = WIDTH, target: str = "cpu", kind: str = "onnxruntime", source: Path | None = None) -> Path:
         folder = tmp_path / name
         folder.mkdir()
-        source = Source("onnx", "net.onnx", "0" * 64)
-        model = Model(graph(width), source)
+        came_from = Source("onnx", "net.onnx", sha256_of_file(source) if source is not None else "0" * 64)
+        model = Model(graph(width), came_from)
         built = backend("onnxruntime").build(model.graph, this_cpu(), KNOBS, folder)
         parity = Parity("pass", "numeric", None, None, None, None, None, None, 4, None, "this CPU", "it equals its parent.")
         candidate = Candidate("fp32", Plan("onnxruntime", "cpu", "fp32"), built=built, parity=parity, outcome="shipped")
@@ -62,10 +61,11 @@ def engine(tmp_path: Path) -> Callable[..., Path]:
             subject=candidate,
             candidates=[candidate],
             parity=parity,
-            provenance=Provenance(source, {}),
+            provenance=Provenance(came_from, {}),
             exit_code=0,
         )
         (folder / "report.json").write_bytes(to_json(report))
+        (folder / "plan.json").write_bytes(to_json(candidate.plan))
         passport = Passport(
             name="net",
             target=target,
@@ -74,7 +74,7 @@ def engine(tmp_path: Path) -> Callable[..., Path]:
             engine="engine.onnx",
             inputs=model.inputs,
             outputs=model.outputs,
-            source=source,
+            source=came_from,
             verdict="pass",
             gated_on="this CPU",
             timed_on=None,

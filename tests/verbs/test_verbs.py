@@ -113,11 +113,12 @@ def arguments(verb: str, engine: Make, onnx_file: Path) -> list[str]:
         "inspect": ["inspect", onnx_file],
         "inspect an engine": ["inspect", engine("c")],
         "doctor": ["doctor"],
+        "qualify": ["qualify", engine("q"), "--seconds", "0.2"],
     }[verb]
     return [str(word) for word in words]
 
 
-@pytest.mark.parametrize("verb", ["verify", "bench", "inspect", "inspect an engine", "doctor"])
+@pytest.mark.parametrize("verb", ["verify", "bench", "inspect", "inspect an engine", "doctor", "qualify"])
 def test_each_verb_shows_itself_and_gives_json_alone_on_request(
     verb: str, engine: Make, onnx_file: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,6 +131,21 @@ def test_each_verb_shows_itself_and_gives_json_alone_on_request(
     assert run([*words, "--json"]) == 0
     captured: Any = capfd.readouterr()
     assert isinstance(json.loads(captured.out), dict)
+
+
+def test_qualify_gates_against_the_model_and_attests_it(engine: Make, onnx_file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = engine(source=onnx_file)
+    assert run(["qualify", str(folder), "--model", str(onnx_file), "--seconds", "0.2"]) == 0
+    assert "no lossy step" in capfd.readouterr().err
+    assert len(list((folder / "attestations").iterdir())) == 1
+    verify(folder)
+
+
+def test_qualify_of_a_gpu_that_is_not_here_ends_in_5(engine: Make, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = engine(target="l4", kind="tensorrt")
+    assert run(["qualify", str(folder)]) == 5
+    assert capfd.readouterr().err.startswith("NOT AVAILABLE (exit 5): ")
+    assert not (folder / "attestations").exists()
 
 
 @pytest.mark.parametrize("words", [["inspect", "nowhere.onnx"], ["verify", "nowhere"], ["bench", "nowhere"], ["bench", "nowhere.onnx"]])
