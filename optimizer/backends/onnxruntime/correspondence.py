@@ -38,14 +38,11 @@ class Kernel:
 def kernels(typed: ir.Model, optimized: ir.Model) -> tuple[Kernel, ...]:
     """Every node of the optimized graph, in its order, with what it computes; no layers for those that only convert."""
     claims = _Claims(typed, optimized)
-    computed: dict[ir.Node, list[ir.Node]] = {node: [] for node in optimized.graph}
-    for node in typed.graph:
-        if node in claims.owner:
-            computed[claims.owner[node]].append(node)
+    place = {node: number for number, node in enumerate(typed.graph)}
     found: dict[ir.Node, Kernel] = {}
     for node in reversed(optimized.graph):
-        kernel = _kernel(node, computed[node])
-        if not computed[node] and node.op_type not in VIEWS | HELPERS:
+        kernel = _kernel(node, sorted(claims.owned[node], key=place.__getitem__))
+        if not claims.owned[node] and node.op_type not in VIEWS | HELPERS:
             # One layer became several kernels, of which the last has the name: HardSwish is HardSigmoid and Mul.
             main = next((found[reader].main for reader in readers(node.outputs[0]) if found[reader].main), "")
             kernel = Kernel(node, (main,) if main else (), main)
@@ -86,10 +83,11 @@ def _layer(node: ir.Node) -> str:
 
 
 class _Claims:
-    """Finds the owner of each node of the typed graph: the kernel that computes it. Nodes without an owner are gone."""
+    """Which nodes of the typed graph each kernel computes (`owned`). Nodes that none owns are gone."""
 
     def __init__(self, typed: ir.Model, optimized: ir.Model) -> None:
-        self.owner: dict[ir.Node, ir.Node] = {}
+        self.owned: dict[ir.Node, list[ir.Node]] = {kernel: [] for kernel in optimized.graph}
+        self._claimed: set[ir.Node] = set()
         self._named: set[ir.Node] = set()
         self._producer = {value.name: node for node in typed.graph for value in node.outputs if value.name}
         self._by_name = {node.name: node for node in typed.graph if node.name}
@@ -101,6 +99,12 @@ class _Claims:
         for kernel in optimized.graph:
             self._backward(kernel)
 
+    def _claim(self, node: ir.Node, kernel: ir.Node) -> None:
+        """The first kernel that claims a node has it."""
+        if node not in self._claimed:
+            self._claimed.add(node)
+            self.owned[kernel].append(node)
+
     def _by_output(self, optimized: ir.Model) -> None:
         """A kernel computes the tensor that its output is named after; seen through conversions that ONNX Runtime put in."""
         stands = {value: value.name for node in optimized.graph for value in node.outputs if value.name in self._producer}
@@ -111,7 +115,7 @@ class _Claims:
                     stands.setdefault(kernel.inputs[0], names[0])
                 continue
             for name in names:
-                self.owner.setdefault(self._producer[name], kernel)
+                self._claim(self._producer[name], kernel)
                 self._named.add(kernel)
 
     def _put_in(self, kernel: ir.Node, producer: ir.Node) -> bool:
@@ -124,36 +128,44 @@ class _Claims:
             for name in _stripped(kernel.name or ""):
                 node = self._by_name.get(name) or self._producer.get(name)
                 if node is not None:
-                    self.owner.setdefault(node, kernel)
+                    self._claim(node, kernel)
                     break
 
     def _forward(self, kernel: ir.Node) -> None:
         """A kernel whose output has a name of ONNX Runtime's own ends where the chain behind its last known layer does."""
-        owned = [node for node, owner in self.owner.items() if owner is kernel]
-        if kernel in self._named or not owned:
+        if kernel in self._named or not self.owned[kernel]:
             return
-        node = owned[-1]
+        node = self.owned[kernel][-1]
         while len(followers := readers(node.outputs[0])) == 1 and not node.outputs[0].is_graph_output():
             following = followers[0]
-            if following in self.owner or not _appends(kernel, following):
+            if following in self._claimed or not _appends(kernel, following):
                 break
-            self.owner[following] = kernel
+            self._claim(following, kernel)
             node = following
 
     def _backward(self, kernel: ir.Node) -> None:
-        """What a kernel needs and no other kernel computes is inside it, unless it was computed before the run or removed."""
-        owned = [node for node, owner in self.owner.items() if owner is kernel]
+        """What a kernel needs and no other kernel computes is inside it, unless it was computed before the run or removed.
+
+        Where a kernel that nothing is known of stands before it, that one computes it; a conversion computes nothing.
+        """
+        owned = list(self.owned[kernel])
         moves = any(word in kernel.op_type for word in _MOVING) and kernel.op_type not in {node.op_type for node in owned}
+        inside = self._unknown_before(kernel) or (kernel if kernel.op_type not in HELPERS else None)
         seen = set(owned)
         while owned:
             for value in owned.pop().inputs:
                 node = value.producer() if value is not None else None
-                if node is None or node in seen or node in self.owner or node in self._constant or not _computes_numbers(node):
+                if node is None or node in seen or node in self._claimed or node in self._constant or not _computes_numbers(node):
                     continue
                 seen.add(node)
                 owned.append(node)
-                if moves or node.op_type not in MOVES:
-                    self.owner[node] = kernel
+                if inside is not None and (moves or node.op_type not in MOVES):
+                    self._claim(node, inside)
+
+    def _unknown_before(self, kernel: ir.Node) -> ir.Node | None:
+        """A kernel that feeds another one, computes, and is the owner of nothing."""
+        before = (value.producer() for value in kernel.inputs if value is not None)
+        return next((node for node in before if node is not None and not self.owned[node] and node.op_type not in VIEWS | HELPERS), None)
 
 
 def _stripped(name: str) -> Iterator[str]:

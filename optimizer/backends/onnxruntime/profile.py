@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import json
 import time
 from collections import defaultdict
@@ -34,8 +35,10 @@ Event = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Profile:
-    """A session seen from inside. `milliseconds` is the mean time of a run by node of `optimized`, empty where the engine could not be
-    run on made-up inputs; `run_milliseconds` that of whole runs; `note` says what inputs they were, or why there were none.
+    """A session seen from inside.
+
+    `milliseconds` is the typical time in a run by node of `optimized`, empty where the engine could not be run on made-up
+    inputs; `run_milliseconds` that of whole runs; `note` says what inputs they were, or why there were none.
     """
 
     optimized: ir.Model
@@ -75,8 +78,8 @@ def profiled(typed: ir.Model, folder: Path, knobs: Knobs) -> Profile:
     return Profile(
         optimized,
         weights,
-        milliseconds={node: sum(event["dur"] for event in found) / 1000 / len(runs) for node, found in by_node.items()},
-        run_milliseconds=sum(event["dur"] for event in runs) / 1000 / len(runs),
+        milliseconds={node: _typical(found, runs) for node, found in by_node.items()},
+        run_milliseconds=_typical(runs, runs),
         activation_bytes=_peak(by_node),
         note=note,
     )
@@ -128,6 +131,16 @@ def _settled(events: Sequence[Event], count: int) -> tuple[list[Event], list[Eve
     runs = sorted((event for event in events if event["name"] == "model_run"), key=lambda event: float(event["ts"]))[1 - count :]
     nodes = [event for event in events if event.get("cat") == "Node" and event["name"].endswith(_SUFFIX) and event["ts"] >= runs[0]["ts"]]
     return nodes, runs
+
+
+def _typical(events: Sequence[Event], runs: Sequence[Event]) -> float:
+    """Milliseconds that some events take in a run: the mean of the middle half of the runs, which an interruption is not in."""
+    starts = [run["ts"] for run in runs]
+    totals = np.zeros(len(runs))
+    for event in events:
+        totals[bisect.bisect_right(starts, event["ts"]) - 1] += event["dur"] / 1000
+    quarter = len(runs) // 4
+    return float(np.sort(totals)[quarter : len(runs) - quarter].mean())
 
 
 def _by_node(optimized: ir.Model, events: Sequence[Event]) -> dict[ir.Node, list[Event]]:

@@ -22,6 +22,9 @@ _TWO_OPERANDS = frozenset({"Conv", "MatMul", "Gemm", "Add", "Mul", "Where"})
 _SOURCE = {"MatMulIntegerToFloat": "MatMul", "MatMulInteger": "MatMul", "ConvInteger": "Conv", "DynamicQuantizeLSTM": "LSTM"}
 """What the user calls an operator that a layer was written as to run in dynamic INT8."""
 
+_BIAS = 6
+"""Where MatMulIntegerToFloat has its bias."""
+
 _EIGHT_BITS = frozenset({ir.DataType.INT8, ir.DataType.UINT8})
 _WORDS = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16", ir.DataType.DOUBLE: "fp64"}
 
@@ -51,7 +54,7 @@ def notes(profile: Profile) -> tuple[str, ...]:
 
 def _layer(node: ir.Node, kernels: Sequence[Kernel], types: dict[ir.Value, ir.DataType], profile: Profile, constant: bool) -> Realised:
     name, planned = node.name or "", node.metadata_props.get(PLANNED, "fp32")
-    operator = _SOURCE.get(node.op_type, node.op_type)
+    operator = _operator(node)
     if not kernels:
         return Realised(name, operator, planned, "folded", reason=_why_folded(node, constant))
     precisions = [_of_layer(name, kernel, types) for kernel in kernels]
@@ -61,6 +64,13 @@ def _layer(node: ir.Node, kernels: Sequence[Kernel], types: dict[ir.Value, ir.Da
     words = " + ".join(dict.fromkeys(kernel.node.op_type for kernel in own)) or f"{kernels[0].node.op_type} of {kernels[0].main}"
     reason = _why_different(node, planned, precision, kernels[0]) if precision != planned else ""
     return Realised(name, operator, planned, precision, words, sum(times) if times else None, reason)
+
+
+def _operator(node: ir.Node) -> str:
+    """What the user calls the operator; a product with a bias was a Gemm."""
+    if node.op_type == "MatMulIntegerToFloat" and len(node.inputs) > _BIAS and node.inputs[_BIAS] is not None:
+        return "Gemm"
+    return _SOURCE.get(node.op_type, node.op_type)
 
 
 def _why_folded(node: ir.Node, constant: bool) -> str:

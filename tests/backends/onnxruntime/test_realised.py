@@ -241,6 +241,14 @@ def test_a_layer_that_becomes_two_kernels_has_the_names_and_times_of_both(graph:
     assert found["h"].ms is not None
 
 
+def test_a_layer_in_several_kernels_between_quantized_ones_is_not_taken_for_their_conversion(tmp_path: Path) -> None:
+    head = QUANTIZED_INPUT + QUANTIZED_WEIGHT + "a = Conv(dx, dw) qa = QuantizeLinear(a, s, z) da = DequantizeLinear(qa, s, z)"
+    tail = "qh = QuantizeLinear(h, s, z) dh = DequantizeLinear(qh, s, z) dv = DequantizeLinear(w, t, zw) c = Conv(dh, dv)"
+    found = realised(around_one_layer(f"{head} h = HardSwish(da) {tail} {QUANTIZED_OUTPUT}"), tmp_path)
+    assert (found["h"].realised, found["h"].kernel) == ("fp32", "HardSigmoid + Mul")
+    assert (found["a"].kernel, found["c"].kernel) == ("QLinearConv", "QLinearConv")
+
+
 def test_half_precision_runs_in_fp32_and_says_so(tmp_path: Path) -> None:
     text = """
     <ir_version: 9, opset_import: ["": 20]>
