@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import signal
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
+from calibration.ranges import Range
 from kernels.gpus import GPUS
 from kernels.target import this_cpu
 from optimizer.backends import tensorrt
 from optimizer.backends.tensorrt import driver, runtime
 from optimizer.engine import Built, Realised
 from optimizer.errors import InputError, UnavailableError
-from optimizer.model import FOR_LAYER, SHAPES, is_layer
+from optimizer.graph import infer_shapes
+from optimizer.model import FOR_LAYER, SHAPES, Model, Source, is_layer
+from optimizer.plan import Plan
+from optimizer.precision import eligible, quantized_tensors, typed
+from optimizer.process import run_worker
 
 real = pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed (NVIDIA's licence): no engine is built")
 
@@ -28,6 +36,9 @@ NUMBERS = np.random.default_rng(7)
 def graph(text: str, **weights: np.ndarray) -> ir.Model:
     """A model from text; `__` in a node's name stands for the dot that the text form does not know."""
     model = ir.from_onnx_text(text, initializers=[ir.tensor(array, name=name) for name, array in weights.items()])
+    for value in model.graph.initializers.values():  # the text form leaves the types of given weights open
+        assert value.const_value is not None
+        value.type, value.shape = ir.TensorType(value.const_value.dtype), ir.Shape(value.const_value.shape)
     for node in model.graph:
         node.name = (node.name or "").replace("__", ".")
     return model
@@ -63,6 +74,29 @@ def fp16_convolutions() -> ir.Model:
         w3=small(16, 10),
         b3=small(10),
     )
+
+
+def fp32_convolutions() -> ir.Model:
+    model = graph(
+        """<ir_version: 10, opset_import: ["": 20]>
+        net (float[1,3,32,32] x) => (float[1,10] y) {
+          [stem__conv] c = Conv<pads=[1,1,1,1]>(x, w1, b1)
+          [stem__relu] r = Relu(c)
+          [block__conv] d = Conv<pads=[1,1,1,1]>(r, w2, b2)
+          [block__add] a = Add(d, r)
+          [pool] p = GlobalAveragePool(a)
+          [flatten] f = Flatten(p)
+          [head] y = Gemm(f, w3, b3)
+        }""",
+        w1=small(16, 3, 3, 3, dtype="float32"),
+        b1=small(16, dtype="float32"),
+        w2=small(16, 16, 3, 3, dtype="float32"),
+        b2=small(16, dtype="float32"),
+        w3=small(16, 10, dtype="float32"),
+        b3=small(10, dtype="float32"),
+    )
+    infer_shapes(model)
+    return model
 
 
 def int8_convolutions() -> ir.Model:
@@ -289,6 +323,46 @@ def test_progress_is_told_while_the_build_goes_on(tmp_path: Path) -> None:
     tensorrt.build(fp16_convolutions(), GPUS["l4"], {}, tmp_path, lambda step, done, total: steps.append(step))  # noqa: ARG005
     assert steps
     assert all(step.startswith("TensorRT-RTX for l4: ") for step in steps)
+
+
+@real
+def test_a_build_that_is_stopped_ends_its_child_at_once_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    def watched(*words: Any, **more: Any) -> Any:
+        started.append(run_worker(*words, **more))
+        return started[0]
+
+    def stop(step: str, done: int, total: int) -> None:  # noqa: ARG001
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tensorrt, "run_worker", watched)
+    with pytest.raises(KeyboardInterrupt):
+        tensorrt.build(fp16_convolutions(), GPUS["l4"], {}, tmp_path, stop)
+    assert inspect.getgeneratorstate(started[0]) == inspect.GEN_CLOSED, "which ends the child, see tests/process"
+    assert not list(tmp_path.iterdir())
+
+
+@real
+def test_a_folder_may_be_named_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("out").mkdir()
+    built(fp32_linear(), "l4", Path("out"))
+    assert Path("out/engine.plan").is_file()
+
+
+@real
+@pytest.mark.parametrize(("target", "expected"), [("l4", {"int8"}), ("t4", {"fp16"})])
+def test_a_plan_shaped_by_the_capability_is_realised_as_planned(target: str, expected: set[str], tmp_path: Path) -> None:
+    """From FP32 layers through `precision.typed`: INT8 where the target has it, FP16 for the others, and nothing falls back."""
+    model = Model(fp32_convolutions(), Source("onnx", "net.onnx", "0" * 64))
+    capability = tensorrt.capability(GPUS[target])
+    able = [layer for layer, reason in eligible(model, capability, "int8").items() if reason is None]
+    plan = Plan("tensorrt", target, "fp16").with_precision(able, "int8", "it can")
+    ranges = {name: Range("minmax", -4.0, 4.0) for name in quantized_tensors(model, plan, capability)}
+    found = built(typed(model, replace(plan, ranges=ranges), capability), target, tmp_path)
+    assert {layer.realised for layer in found.realised if layer.operator == "Conv"} == expected
+    assert all(layer.realised in {layer.planned, "folded"} for layer in found.realised)
 
 
 @real

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import closing
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import onnx_ir as ir
 
@@ -75,6 +76,7 @@ def build(graph: ir.Model, target: Target, knobs: Knobs, folder: Path, track: Tr
     reason = missing(target)
     if reason is not None:
         raise UnavailableError(f"No engine can be built for {target.name}: {reason}.", "Choose another --target, or use the handover.")
+    folder = folder.resolve()
     graph = clone(graph)
     infer_shapes(graph)
     losses = losses_of(graph, target)
@@ -83,7 +85,7 @@ def build(graph: ir.Model, target: Target, knobs: Knobs, folder: Path, track: Tr
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".network-") as scratch:
             network = written(graph, Path(scratch))
-            request = {"model": str(network.file), "engine": str(engine.resolve()), "compute": [_sm(target)], "shapes": shapes}
+            request = {"model": str(network.file), "engine": str(engine), "compute": [_sm(target)], "shapes": shapes}
             said = _built_by_child({**request, "layers": network.layers}, Path(scratch), target, track)
     except BaseException:
         engine.unlink(missing_ok=True)
@@ -115,11 +117,13 @@ def _built_by_child(request: Mapping[str, Any], folder: Path, target: Target, tr
     """Run the builder and return what it listed; its crash is an answer too."""
     said: dict[str, Any] = {}
     try:
-        for event in run_worker(_WORKER, request=request, folder=folder, what=f"TensorRT-RTX, building for {target.name},"):
-            if event["event"] == "progress":
-                track(f"TensorRT-RTX for {target.name}: {event['step']}", event["done"], event["total"])
-            elif event["event"] == "list":
-                said = event
+        worker = run_worker(_WORKER, request=request, folder=folder, what=f"TensorRT-RTX, building for {target.name},")
+        with closing(cast(Generator[dict[str, Any]], worker)) as events:  # an error in `track` ends the child as well
+            for event in events:
+                if event["event"] == "progress":
+                    track(f"TensorRT-RTX for {target.name}: {event['step']}", event["done"], event["total"])
+                elif event["event"] == "list":
+                    said = event
     except InputError as error:
         raise UnavailableError(
             error.reason, "Keep the operator at fault out of the model, build for another target, or use the handover."
@@ -128,8 +132,9 @@ def _built_by_child(request: Mapping[str, Any], folder: Path, target: Target, tr
 
 
 def _notes(target: Target) -> tuple[str, ...]:
+    never = "" if present(target.compute) else ", never run"
     notes = [
-        f"built by TensorRT-RTX {versions(_PACKAGE)[_PACKAGE]}, never run; an engine wants the same release on the target",
+        f"built by TensorRT-RTX {versions(_PACKAGE)[_PACKAGE]}{never}; an engine wants the same release on the target",
         "TF32 is off: what is typed FP32 multiplies in FP32",
     ]
     if RTX_LISTED not in target.features:

@@ -76,8 +76,8 @@ class Kernel:
 
     @property
     def types(self) -> frozenset[str]:
-        """Precisions of all operands that are more than one number."""
-        return frozenset(operand.precision for operand in (*self.inputs, *self.constants, *self.outputs) if not operand.scalar)
+        """Precisions of what it reads and writes at every run, constants and single numbers apart."""
+        return frozenset(operand.precision for operand in (*self.inputs, *self.outputs) if not operand.scalar)
 
     @property
     def bytes(self) -> int:

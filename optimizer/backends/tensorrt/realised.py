@@ -13,6 +13,9 @@ from optimizer.model import PLANNED, is_layer
 MATRIX = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN"})
 """Operators with matrix products: what type they multiply in is a choice of the engine's, not only of the graph's."""
 
+CARRIERS = frozenset({"Concat", "Expand", "Flatten", "Gather", "MaxPool", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"})
+"""Operators that hand numbers on: quantizing before or behind them is the same."""
+
 _NAMES = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16", ir.DataType.DOUBLE: "fp64"}
 _SHOWN = 5
 
@@ -79,6 +82,8 @@ def _precision(node: ir.Node, home: Kernel, declared: str) -> tuple[str, str]:
     seen = [precision for precision in FLOATS if precision in home.types]
     if declared in FLOATS and seen and declared not in seen:
         return seen[0], f"its kernel reads and writes {' and '.join(sorted(home.types))}"
+    if declared in FLOATS and home.types == {"int8"} and node.op_type in CARRIERS:
+        return "int8", "its quantizer was moved ahead of it, which gives the same numbers"
     return declared, ""
 
 
