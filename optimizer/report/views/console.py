@@ -77,20 +77,20 @@ def _gate(report: Report) -> Group:
 
 
 def _candidates(report: Report) -> Table:
-    timed = any(one.latency_ms is not None for one in report.candidates)
-    columns = ["candidate", "backend", "ms" if timed else "launches", "speedup" if timed else "MB moved", "drop (bounds)", "outcome", "why"]
-    table = _table("What was tried", columns)
-    for one in report.candidates:
+    """What was tried; the backend stands in the title where there is only one."""
+    tried = report.candidates
+    timed = any(one.latency_ms is not None for one in tried)
+    backends = sorted({one.backend for one in tried})
+    several = len(backends) > 1
+    columns = ["candidate", *(["backend"] if several else []), *(["ms", "speedup"] if timed else ["launches", "MB moved"])]
+    title = "What was tried" if several else f"What was tried, by {backends[0] if backends else 'no backend'}"
+    table = _table(title, [*columns, "drop [bounds]", "outcome", "why"])
+    for one in tried:
+        speed = "-" if one.speedup is None else f"{one.speedup:.2f}x"
+        counts = (_number(one.launches, "d"), _number(_megabytes(one.moved_bytes), ".1f"))
+        cells = [one.name, *([one.backend] if several else []), *((_number(one.latency_ms, ".3g"), speed) if timed else counts)]
         drop = dropped(one.drop, one.low, one.high, one.metric or "") if one.drop is not None else _NONE
-        table.add_row(
-            text(one.name),
-            text(one.backend),
-            text(_number(one.latency_ms, ".3g") if timed else _number(one.launches, "d")),
-            text((_number(one.speedup, ".2f") + "x" if one.speedup else _NONE) if timed else _number(_megabytes(one.moved_bytes), ".1f")),
-            text(drop),
-            text(one.outcome, _COLOURS.get(one.outcome, "")),
-            text(one.reason),
-        )
+        table.add_row(*(text(cell) for cell in (*cells, drop)), text(one.outcome, _COLOURS.get(one.outcome, "")), text(one.reason))
     return table
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Sequence
 from importlib.resources import files
 
 from optimizer.report.escape import markup
@@ -84,7 +85,7 @@ def _speed(report: Report) -> str:
     if speed.timed_on is None:
         words = "Not timed: no such hardware was there. Launches and bytes are static counts of the built engines."
     else:
-        words = f"Timed on {speed.timed_on} in interleaved pairs, {speed.runs} runs; ended because {speed.stopped}."
+        words = f"Timed on {speed.timed_on} in interleaved pairs, {speed.runs} runs ({speed.stopped})."
         if speed.speedup is not None and speed.low is not None and speed.high is not None:
             words += f" {speed.speedup:.2f} times {speed.baseline} [{speed.low:.2f}, {speed.high:.2f}]."
         if speed.p90_ms is not None and speed.p99_ms is not None:
@@ -199,16 +200,18 @@ def _section(title: str, content: str) -> str:
     return f"<section><h2>{markup(title)}</h2>\n{content}</section>" if content else ""
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], kinds: Sequence[str] = ()) -> str:
-    """A table; a column whose title begins with # holds numbers, `kinds` are the rows' CSS classes."""
-    body = []
-    for index, row in enumerate(rows):
-        cells = "".join(f"<td{_align(column)}>{markup(cell)}</td>" for column, cell in zip(columns, row, strict=True))
-        body.append(f'<tr class="{markup(kinds[index] if kinds else "")}">{cells}</tr>')
-    if not body:
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], kinds: Sequence[str] = ()) -> str:
+    """A table without its empty columns; one whose title begins with # holds numbers, `kinds` are the rows' CSS classes."""
+    if not rows:
         return ""
-    head = "".join(f"<th{_align(column)}>{markup(column.removeprefix('#'))}</th>" for column in columns) if any(columns) else ""
-    return f'<div class="wide"><table>{f"<tr>{head}</tr>" if head else ""}{"".join(body)}</table></div>'
+    shown = [index for index in range(len(columns)) if any(row[index] for row in rows)]
+    body = []
+    for row, kind in itertools.zip_longest(rows, kinds, fillvalue=""):
+        cells = "".join(f"<td{_align(columns[index])}>{markup(row[index])}</td>" for index in shown)
+        body.append(f'<tr class="{markup(kind)}">{cells}</tr>')
+    titles = "".join(f"<th{_align(columns[index])}>{markup(columns[index].removeprefix('#'))}</th>" for index in shown)
+    head = f"<tr>{titles}</tr>" if any(columns) else ""
+    return f'<div class="wide"><table>{head}{"".join(body)}</table></div>'
 
 
 def _align(column: str) -> str:
