@@ -152,7 +152,7 @@ def _in_patterns(graph: ir.Graph) -> frozenset[str]:
     """Elementwise layers of a normalization, a Gelu, a SiLU or a softmax written out in primitives.
 
     These touch an operator of such a pattern, or come behind one that does with a constant as the other operand (the gain
-    and shift of a normalization).
+    and shift of a normalization) or as the product that gates (x times what was made of x).
     """
     inside: set[ir.Node] = set()
     for node in graph:
@@ -161,7 +161,8 @@ def _in_patterns(graph: ir.Graph) -> frozenset[str]:
         before = [producer for value in node.inputs if value is not None and (producer := value.producer()) is not None]
         after = readers(node.outputs[0])
         touches = any(other.op_type in _NORMALIZING for other in (*before, *after))
-        follows = any(other in inside for other in before) and not all(at_run(value) for value in node.inputs)
+        joins = node.op_type != "Mul" and all(at_run(value) for value in node.inputs)
+        follows = any(other in inside for other in before) and not joins
         if touches or follows:
             inside.add(node)
     return frozenset(node.name or "" for node in inside)

@@ -171,12 +171,14 @@ def _half_reason(node: ir.Node, around: Surroundings, capability: Capability, ha
         return "its output carries indices, which must stay exact"
     if any(attribute.type in {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS} for attribute in node.attributes.values()):
         return "its subgraphs stay in float32"
-    if not takes(node, half, capability.opset):
-        return f"{node.op_type} has no {half.short_name()} form in opset {capability.opset}"
-    return None
+    if not defined_for(node, half, capability.opset):
+        return f"{node.op_type} has no {half.name} form in opset {capability.opset}"
+    places = [place for place in INDEX_INPUTS.get(node.op_type, ()) if place < len(node.inputs) and at_run(node.inputs[place])]
+    exact = (value for place in places if (value := node.inputs[place]) is not None and value.dtype == ir.DataType.FLOAT)
+    return next((f"{value.name} carries indices or codes, which must stay exact" for value in exact), None)
 
 
-def takes(node: ir.Node, half: ir.DataType, opset: int) -> bool:
+def defined_for(node: ir.Node, half: ir.DataType, opset: int) -> bool:
     """Whether ONNX defines the operator for `half` at all."""
     if node.domain not in {"", "ai.onnx"} or not onnx.defs.has(node.op_type, opset, ""):
         return False
