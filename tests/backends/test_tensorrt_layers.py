@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from optimizer.backends.tensorrt.layers import kernels_from_log, memory_from_log
+from optimizer.errors import UnavailableError
 
 NHWC = "StrideOrder: [3,0,2,1], Datatype: {}, Format: (NHWC) Channel major format }}"
 CONVOLUTION = (
@@ -41,7 +42,7 @@ def test_a_free_dimension_counts_as_one() -> None:
 
 
 def test_a_form_that_is_not_known_is_no_silent_gap() -> None:
-    with pytest.raises(ValueError, match="unknown form"):
+    with pytest.raises(UnavailableError, match="a form that is not known here"):
         kernels_from_log([CONVOLUTION.replace("Constants", "Konstanten")])
 
 

@@ -31,10 +31,8 @@ from optimizer.graph import clone, infer_shapes
 from optimizer.plan import Capability, Knobs
 from optimizer.process import run_worker
 from optimizer.progress import Track, silent
-from optimizer.provenance import versions
 
 _MODULE = "tensorrt_rtx"
-_PACKAGE = "tensorrt-rtx"
 _ENGINE = "engine.plan"
 _WORKER = (sys.executable, "-P", "-m", "optimizer.backends.tensorrt.worker")
 
@@ -87,16 +85,16 @@ def build(graph: ir.Model, target: Target, knobs: Knobs, folder: Path, track: Tr
             network = written(graph, Path(scratch))
             request = {"model": str(network.file), "engine": str(engine), "compute": [_sm(target)], "shapes": shapes}
             said = _built_by_child({**request, "layers": network.layers}, Path(scratch), target, track)
+        kernels = kernels_from_log(said["layers"])
     except BaseException:
         engine.unlink(missing_ok=True)
         raise
-    kernels = kernels_from_log(said["layers"])
     layers = realised(graph, kernels, network.layers, losses.reasons, target.compute)
     return Built(
         realised=layers,
         memory={**memory_from_log(said["memory"]), "engine": engine.stat().st_size},
         launches=launches(kernels, network.layers),
-        notes=(*_notes(target), *losses.notes, *summary(layers)),
+        notes=(*_notes(target, said["release"]), *losses.notes, *summary(layers)),
     )
 
 
@@ -131,10 +129,10 @@ def _built_by_child(request: Mapping[str, Any], folder: Path, target: Target, tr
     return said
 
 
-def _notes(target: Target) -> tuple[str, ...]:
+def _notes(target: Target, release: str) -> tuple[str, ...]:
     never = "" if present(target.compute) else ", never run"
     notes = [
-        f"built by TensorRT-RTX {versions(_PACKAGE)[_PACKAGE]}{never}; an engine wants the same release on the target",
+        f"built by TensorRT-RTX {release}{never}; an engine wants the same release on the target",
         "TF32 is off: what is typed FP32 multiplies in FP32",
     ]
     if RTX_LISTED not in target.features:

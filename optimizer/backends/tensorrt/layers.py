@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from optimizer.errors import UnavailableError
+
 PRECISION = {"Float": "fp32", "Half": "fp16", "BFloat16": "bf16", "Int8": "int8", "FP8": "fp8", "Int4": "int4", "FP4": "fp4"}
 """What TensorRT calls a type, to what users call it; other types keep their name in small letters."""
 
@@ -94,7 +96,7 @@ def kernels_from_log(lines: Iterable[str]) -> tuple[Kernel, ...]:
     """The kernels of a `Layers:` listing in order; entries that launch nothing are left out.
 
     Raises:
-        ValueError: a line is not as the release of TensorRT-RTX that this was written for prints it.
+        UnavailableError: a line is not as the release of TensorRT-RTX that this was written for prints it.
     """
     return tuple(kernel for line in lines if (kernel := _kernel(line)).kind not in _WAITING)
 
@@ -108,7 +110,10 @@ def memory_from_log(lines: Iterable[str]) -> dict[str, int]:
 def _kernel(line: str) -> Kernel:
     found = _LINE.fullmatch(line)
     if found is None:
-        raise ValueError(f"unknown form of a layer: {line[:200]!r}")
+        raise UnavailableError(
+            f"TensorRT-RTX lists a layer in a form that is not known here: {line[:200]!r}.",
+            "Install the release of tensorrt-rtx that README names.",
+        )
     return Kernel(
         name=found["name"],
         kind=found["kind"],

@@ -22,6 +22,7 @@ NAME = "optimize"
 
 UNAVAILABLE = 5
 _REMEDY = "Keep the operator out of the model, build for another target, or use the handover with NVIDIA's own TensorRT."
+_RELEASE = "Install the release of tensorrt-rtx that README names."
 _SECONDS_BETWEEN_EVENTS = 0.1
 _WORD_OF_MEMORY = ("Total Weights Memory", "Total Activation Memory", "Max Scratch Memory")
 _BUILD_ERROR = re.compile(r"Error Code \d+: [\w ]+ \((?:\[[^\]]*\] )?(?P<words>.*?)\.? In \w+ at /", re.DOTALL)
@@ -34,7 +35,7 @@ class Log(trt.ILogger):  # type: ignore[misc, unused-ignore]
     def __init__(self) -> None:
         super().__init__()
         self.errors: list[str] = []
-        self.layers: list[str] = []
+        self.layers: list[str] | None = None
         self.memory: list[str] = []
 
     def log(self, severity: Any, message: str) -> None:
@@ -83,12 +84,14 @@ def main(channel: Channel) -> None:
     if not parser.parse_from_file(request["model"]):
         channel.refuse(*_refusal(parser, request["layers"]), exit_code=UNAVAILABLE)
     engine = builder.build_serialized_network(network, _config(builder, request, channel))
+    if engine is not None and log.layers is None:
+        channel.refuse(f"TensorRT-RTX {trt.__version__} lists no layers, so nothing tells what it built.", _RELEASE, UNAVAILABLE)
     if engine is None:
         channel.refuse(
             f"TensorRT-RTX can't build an engine for {' '.join(request['compute'])}: {_words(log.errors)}.", _REMEDY, UNAVAILABLE
         )
     Path(request["engine"]).write_bytes(memoryview(engine))
-    channel.send("list", layers=log.layers, memory=log.memory)
+    channel.send("list", layers=log.layers, memory=log.memory, release=trt.__version__)
 
 
 def _config(builder: Any, request: Mapping[str, Any], channel: Channel) -> Any:
