@@ -55,8 +55,7 @@ def build(request: Request, track: Track = silent) -> Outcome:
     """
     check_house()
     with Workspace(request.output, reads=_files(request)) as workspace:
-        scratch = workspace.folder / "scratch"
-        scratch.mkdir()
+        scratch = workspace.scratch
         only = target_from_name(request.targets[0]) if len(request.targets) == 1 else None
         prepared = prepare(request, scratch, track)
         report: Report | Reports
@@ -64,7 +63,6 @@ def build(request: Request, track: Track = silent) -> Outcome:
             report = deliver(prepared, only, workspace.folder, scratch, track)
         else:
             report = _several(prepared, workspace.folder, scratch, track)
-        shutil.rmtree(scratch)
         workspace.commit()
     return Outcome(report, workspace.output)
 

@@ -1,7 +1,7 @@
 """Where a build writes: a hidden folder beside OUT that takes OUT's place when it is whole, and otherwise leaves nothing.
 
 `.OUT.partial` is locked for as long as the build lives, so a second build of the same OUT is refused, and one that a killed
-build left behind (a lock dies with its process) is known to be stale.
+build left behind (a lock dies with its process) is known to be stale.  It holds what becomes OUT, and the build's own scratch.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ _HARDLY_ANY = 256 << 10
 class Workspace:
     """A context whose `folder` is empty and private; `commit()` makes it OUT in one step, leaving without it removes it.
 
+    `scratch` is a second empty folder on the same disk, for what the build needs meanwhile; it goes in any case.
     `reads` are the files that the build reads: OUT may not hold one of them, since it is replaced as a whole.
 
     Raises:
@@ -57,20 +58,23 @@ class Workspace:
         self.output = output.resolve()
         if not self.output.name:
             raise InputError(f"{output} can't be an engine folder.", "Give -o a folder of its own.")
-        self.folder = self.output.with_name(f".{self.output.name}.partial")
-        self._previous = self.output.with_name(f".{self.output.name}.previous")
+        self._partial = self.output.with_name(f".{self.output.name}.partial")
+        self.folder = self._partial / "whole"
+        self.scratch = self._partial / "scratch"
+        self._previous = self._partial / "previous"
         self._reads = reads
         self._lock = -1
         self._made: list[Path] = []
-        self._committed = False
 
     def __enter__(self) -> Self:
         refuse_foreign(self.output, self._reads)
         try:
             self._made = _make_parents(self.output.parent)
-            self._lock = _locked(self.folder, self.output)
+            self._lock = _locked(self._partial, self.output)
             _recover(self._previous, self.output)
-            _empty(self.folder)
+            _empty(self._partial)
+            self.folder.mkdir()
+            self.scratch.mkdir()
         except BaseException as error:
             self._leave()
             if isinstance(error, OSError):
@@ -86,16 +90,10 @@ class Workspace:
         """
         refuse_foreign(self.output, self._reads)
         try:
-            # The old OUT goes by the name of the partial while it is removed: locked, so that nobody takes it for one.
-            old = _lock(self.output, self.output) if self.output.exists() else -1
-            try:
-                _exchange(self.folder, self.output, self._previous)
-            finally:
-                if old >= 0:
-                    os.close(old)
+            _exchange(self.folder, self.output, self._previous)
         except OSError as error:
             raise _explained(error, self.output) from error
-        self._committed = True
+        self._made = []
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         full = isinstance(error, Exception) and not isinstance(error, OptimizeError) and _is_full(error, self.folder)
@@ -108,16 +106,17 @@ class Workspace:
             raise _explained(error, self.output) from error
 
     def _leave(self) -> None:
-        """Give up the lock; what was not committed goes, with the parents that were made for it."""
+        """Remove the partial, give up its lock, and remove the parents that were made for an OUT which did not come to be."""
         if self._lock >= 0:
-            if not self._committed:
-                # What can't be removed now, the next build of this OUT clears.
-                shutil.rmtree(self.folder, ignore_errors=True)
+            _recover(self._previous, self.output)
+            # What can't be removed now, the next build of this OUT clears.
+            shutil.rmtree(self._partial, ignore_errors=True)
             os.close(self._lock)
             self._lock = -1
         for made in reversed(self._made):
             if made.is_dir() and not any(made.iterdir()):
                 made.rmdir()
+        self._made = []
 
 
 def refuse_foreign(output: Path, reads: Sequence[Path] = ()) -> None:
@@ -177,27 +176,23 @@ def _make_parents(folder: Path) -> list[Path]:
 
 
 def _locked(folder: Path, output: Path) -> int:
-    """A descriptor of `folder`, made if need be, that holds its lock.
+    """A descriptor of `folder`, made if need be, that holds its lock; raises InputError where another process has it.
 
     The loop is for a folder that its owner removes between our opening and locking it.
     """
     while True:
         folder.mkdir(exist_ok=True)
-        descriptor = _lock(folder, output)
-        if folder.exists() and os.path.samestat(os.fstat(descriptor), folder.stat()):
-            return descriptor
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if folder.exists() and os.path.samestat(os.fstat(descriptor), folder.stat()):
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            raise InputError(
+                f"Another build is writing {output.name} right now.", "Wait for it to end, or give -o another folder."
+            ) from None
         os.close(descriptor)
-
-
-def _lock(folder: Path, output: Path) -> int:
-    """A descriptor that holds the lock of `folder`; raises InputError where another process has it."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise InputError(f"Another build is writing {output.name} right now.", "Wait for it to end, or give -o another folder.") from None
-    return descriptor
 
 
 def _recover(previous: Path, output: Path) -> None:
@@ -219,18 +214,15 @@ def _empty(folder: Path) -> None:
 
 
 def _exchange(new: Path, output: Path, previous: Path) -> None:
-    """`new` becomes `output`; what was there before is removed.
+    """`new` becomes `output`; what was there before stays in the partial, and goes with it.
 
     One system call where the file system can exchange two names, otherwise two renames that `_recover` completes.
     """
     if not output.exists():
         new.rename(output)
-    elif _renameat2(new, output):
-        shutil.rmtree(new)
-    else:
+    elif not _renameat2(new, output):
         output.rename(previous)
         new.rename(output)
-        shutil.rmtree(previous)
 
 
 def _renameat2(one: Path, other: Path) -> bool:

@@ -93,10 +93,34 @@ def test_a_second_build_replaces_the_first_as_a_whole(tmp_path: Path, exchange: 
 
 def test_a_build_killed_between_two_renames_is_recovered_by_the_next(tmp_path: Path) -> None:
     build(tmp_path / "out")
-    (tmp_path / "out").rename(tmp_path / ".out.previous")
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / "out").rename(tmp_path / ".out.partial" / "previous")
     with Workspace(tmp_path / "out"):
         assert (tmp_path / "out" / "report.json").read_text() == OURS
     assert left(tmp_path) == ["out"]
+
+
+def test_an_interruption_between_two_renames_brings_the_old_engine_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(tmp_path / "out")
+    rename = Path.rename
+
+    def interrupted(path: Path, to: Path) -> Path:
+        if path.name == "whole":
+            raise KeyboardInterrupt
+        return rename(path, to)
+
+    monkeypatch.setattr(workspace, "_renameat2", lambda *_: False)
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path / "out", '{"schema": "optimize.report/1", "new": 1}')
+    assert left(tmp_path) == ["out"]
+    assert (tmp_path / "out" / "report.json").read_text() == OURS
+
+
+def test_scratch_is_no_part_of_what_is_written(tmp_path: Path) -> None:
+    during(tmp_path / "out", lambda folder: (folder.parent / "scratch" / "big").touch())
+    assert left(tmp_path) == ["out"]
+    assert left(tmp_path / "out") == ["engine.onnx", "report.json"]
 
 
 def test_what_a_killed_build_left_is_cleared_by_the_next(tmp_path: Path) -> None:
