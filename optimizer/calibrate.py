@@ -55,8 +55,8 @@ def calibrate(
         InputError: there are no samples, or the same one over and over; an input or activation holds NaN, or nothing but
             infinities; a sample can't be run.
     """
-    graph = model.graph.graph
-    computed = {value.name or "": value for value in floats(graph)}
+    typed = _typed(model.graph)
+    computed = {value.name or "": value for value in floats(typed.graph)}
     wanted = watched(model) if tensors is None else tuple(tensors)
     source = {name: _source(computed[name]).name or "" for name in wanted}
     counted = set(source.values())
@@ -64,9 +64,9 @@ def calibrate(
     first = next(feeds, None)
     if first is None:
         raise InputError("The calibration data holds no samples.", "Give data with at least one sample.")
-    sizes = _bytes(model.graph, [name for name in computed if name in counted], first)
+    sizes = _bytes(typed, [name for name in computed if name in counted], first)
     with ExitStack() as stack:
-        runs = [(part, stack.enter_context(closing(Reference(model.graph, watch=part)))) for part in _slices(sizes, run_bytes)]
+        runs = [(part, stack.enter_context(closing(Reference(typed, watch=part)))) for part in _slices(sizes, run_bytes)]
         counting = _Counting(runs, {name: _words(value) for name, value in computed.items()})
         total = len(samples) if isinstance(samples, Sized) else 0
         count = counting.through(_varied(first, feeds), max(1, min(threads, _SIDE_BY_SIDE)), track, total)
@@ -84,7 +84,17 @@ def watched(model: Model) -> tuple[str, ...]:
 
     What a Relu or Clip alone reads is left out: no engine writes it.
     """
-    return tuple(value.name or "" for value in floats(model.graph.graph) if constant(value) is None and not _is_clipped(value))
+    computed = floats(_typed(model.graph).graph)
+    return tuple(value.name or "" for value in computed if constant(value) is None and not _is_clipped(value))
+
+
+def _typed(graph: ir.Model) -> ir.Model:
+    """The graph with its tensors' types and shapes inferred, where it came without some of the types."""
+    if all(value.dtype is not None for node in graph.graph for value in node.outputs if value.name):
+        return graph
+    inferred = clone(graph)
+    infer_shapes(inferred)
+    return inferred
 
 
 def _is_clipped(value: ir.Value) -> bool:

@@ -86,6 +86,14 @@ def test_only_the_tensors_asked_for_are_counted() -> None:
     assert tuple(calibrate(network(), samples(2), key=KEY, tensors=["c", "t"]).statistics) == ("c", "t")
 
 
+def test_a_graph_without_types_is_calibrated_like_one_with_them() -> None:
+    bare = network()
+    for node in bare.graph.graph:
+        for value in node.outputs:
+            value.type = value.shape = None
+    assert calibrate(bare, samples(2), key=KEY) == calibrate(network(), samples(2), key=KEY)
+
+
 def test_samples_are_read_lazily_and_once() -> None:
     taken = []
 
