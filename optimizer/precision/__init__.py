@@ -28,25 +28,26 @@ def typed(model: Model, plan: Plan, capability: Capability) -> ir.Model:
     from what it asked); nodes put in for them carry FOR_LAYER.  The weights of float layers are shared with the model.
 
     Raises:
-        UnavailableError: the plan names a layer in a precision that it can't have, or a type that half precision needs to know is unknown.
+        UnavailableError: the plan names a layer in a precision that it can't have, or half precision meets a tensor of unknown type.
         InputError: a constant lies beyond what the precision of its layer holds.
     """
     plan = settled(model, plan, capability)
     places = spots(model.graph.graph, plan, capability)
     exact = surroundings(model.graph.graph).indices
     graph = clone(model.graph)
+    base = base_of(plan, capability)
     planned = {node.name: plan.precision(node.name or "") for node in graph.graph if is_layer(node)}
-    halved = [precision for precision in planned.values() if precision in HALF]
-    if halved:
+    half = any(precision in HALF for precision in (base, *planned.values()))
+    if half:
         raise_opset(graph, capability.opset)
     for node in graph.graph:
         if node.name in planned:
             node.metadata_props[PLANNED] = planned[node.name]
     quantize(graph.graph, plan, capability, places)
     quantize_dynamically(graph.graph, plan, capability)
-    if halved or base_of(plan, capability) in HALF:
+    if half:
         _know_types(graph)
-        halve(graph, base_of(plan, capability), exact)
+        halve(graph, base, exact)
     passes.RemoveUnusedNodesPass()(graph)
     return graph
 

@@ -7,6 +7,9 @@ import onnx_ir as ir
 from optimizer.graph import constant, readers
 from optimizer.precision.placement import CARRIERS
 
+CLIPS = frozenset({"Relu", "Clip"})
+"""Activations that the ends of a quantized range can do."""
+
 
 def producers(node: ir.Node) -> list[ir.Node]:
     return [producer for value in node.inputs if value is not None and (producer := value.producer()) is not None]

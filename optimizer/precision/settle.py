@@ -10,7 +10,7 @@ import onnx_ir as ir
 from optimizer.errors import UnavailableError
 from optimizer.model import Model, is_layer
 from optimizer.plan import Capability, Plan, Precision
-from optimizer.precision.neighbours import absorber, followers, producers
+from optimizer.precision.neighbours import CLIPS, absorber, followers, producers
 from optimizer.precision.paths import surroundings
 from optimizer.precision.placement import CARRIERS, HALF, eligible, holds_floats
 from optimizer.precision.spots import FLOAT_OUTPUT, spots
@@ -33,17 +33,22 @@ def settled(model: Model, plan: Plan, capability: Capability) -> Plan:
         reason = reasons[precision][name]
         if reason is None or (precision == "int8" and _inside_another(nodes[name], plan, capability)):
             continue
-        if name in plan.precisions and (precision == "fp32" or holds_floats(nodes[name])):
+        if name in plan.precisions and _asked_for(nodes[name], precision):
             remedy = "Take another precision for it, or another target."
             raise UnavailableError(f"{name} can't run in {precision.upper()}: {reason}.", remedy)
         lower = next((other for other in _fallbacks(plan, capability) if reasons[other][name] is None), None)
         if lower is None:
             raise UnavailableError(f"{name} can't run in {precision.upper()}: {reason}.", "Take another precision, or another target.")
         result = result.with_precision([name], lower, reason)
-    for change in (_whole_attentions, _carriers_between_integers, _absorbed):
+    for change in (_whole_attentions, _absorbed, _carriers_between_integers):
         for name, precision, reason in tuple(change(model.graph.graph, result, capability)):
             result = result.with_precision([name], precision, reason)
     return replace(result, reason=plan.reason)
+
+
+def _asked_for(node: ir.Node, precision: Precision) -> bool:
+    """Whether a precision that a plan names for a layer is a demand: a Relu goes with what absorbs it, integers have no float type."""
+    return precision == "fp32" or (holds_floats(node) and node.op_type not in CLIPS)
 
 
 def _layers(graph: ir.Graph) -> dict[str, ir.Node]:

@@ -137,3 +137,12 @@ def test_a_float_base_keeps_everything_else_in_float32(residual, gpu, samples, r
     graph = typed(residual, plan, gpu)
     assert not [value for node in graph.graph for value in node.outputs if value.dtype == ir.DataType.FLOAT16]
     onnx.checker.check_model(ir.to_proto(graph), full_check=True)
+
+
+def test_a_model_of_int8_layers_alone_still_has_an_fp16_base(model, gpu, samples, ranged):
+    text = "g (float[1, 16, 6, 6] x) => (float[1, 16, 6, 6] y) { y = Conv(x, weight, bias) }"
+    alone = model(text, {"weight": (16, 16, 1, 1), "bias": (16,)})
+    plan = ranged(alone, Plan("any", "gpu", "int8"), gpu, samples(alone))
+    graph = typed(alone, plan, gpu)
+    onnx.checker.check_model(ir.to_proto(graph), full_check=True)
+    assert next(node for node in graph.graph if node.name == "conv.y").outputs[0].dtype == ir.DataType.FLOAT16

@@ -149,6 +149,20 @@ def test_a_max_pool_with_nothing_in_integers_around_it_stays_float(residual, cpu
     assert plan.reasons["p1"] == "nothing around it runs in INT8"
 
 
+def test_a_carrier_behind_an_absorbed_relu_moves_its_integers(model, cpu):
+    text = """g (float[1, 16, 6, 6] x) => (float[1, 16, 1, 1] y)
+    { c = Conv(x, weight)  r = Relu(c)  p = MaxPool<kernel_shape = [2, 2]>(r)  e = Exp(p)  y = GlobalMaxPool(e) }"""
+    plan = settled(model(text, {"weight": (16, 16, 1, 1)}), Plan("any", "cpu", "fp32", {"conv.c": "int8", "p": "int8"}), cpu)
+    assert (plan.precision("r"), plan.precision("p")) == ("int8", "int8")
+
+
+def test_a_relu_follows_the_layer_before_it_back_to_float(residual, int8, cpu):
+    final = settled(residual, int8(residual)[0], cpu)
+    assert final.precision("r2") == "int8"
+    changed = settled(residual, final.with_precision(["conv.c2"], "fp32", "too rough"), cpu)
+    assert changed.precision("r2") == "fp32"
+
+
 def test_float_readers_of_a_float_tensor_get_it_unrounded(model, cpu, samples, ranged):
     block = model(
         """g (float[1, 8, 32] x) => (float[1, 8, 32] y) { h = MatMul(x, weight)  y = Add(h, x) }""",
