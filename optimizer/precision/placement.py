@@ -141,8 +141,8 @@ def eligible(model: Model, capability: Capability, precision: Precision) -> dict
 
 
 def holds_floats(node: ir.Node) -> bool:
-    """Whether a layer reads or writes float32 at all, at run time."""
-    return any(value is not None and value.dtype == ir.DataType.FLOAT for value in (*node.inputs, *node.outputs))
+    """Whether a layer reads or writes float32 at all; a tensor whose type nobody could infer may be."""
+    return any(value is not None and value.dtype in {ir.DataType.FLOAT, None} for value in (*node.inputs, *node.outputs))
 
 
 def _reason(node: ir.Node, around: Surroundings, capability: Capability, precision: Precision) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import onnx_ir as ir
@@ -12,7 +12,7 @@ from optimizer.model import Model, is_layer
 from optimizer.plan import Capability, Plan, Precision
 from optimizer.precision.neighbours import CLIPS, absorber, followers, producers
 from optimizer.precision.paths import surroundings
-from optimizer.precision.placement import CARRIERS, HALF, eligible, holds_floats
+from optimizer.precision.placement import CARRIERS, HALF, WEIGHTED, eligible, holds_floats
 from optimizer.precision.spots import FLOAT_OUTPUT, spots
 
 
@@ -20,7 +20,8 @@ def settled(model: Model, plan: Plan, capability: Capability) -> Plan:
     """The plan as the graph can carry it: a precision for every layer that differs from `base`, with the reason beside it.
 
     A layer that has the precision of `base` and can't run in it takes the next one that it can (`capability.base`, then
-    FP32); an activation that an INT8 layer absorbs goes with it; half an attention and a lone MaxPool go back to float.
+    FP32); an activation that an INT8 layer absorbs goes with it; half an attention goes back to float, and so does an Add
+    or a MaxPool without integers around it.
 
     Raises:
         UnavailableError: the plan names a layer in a precision that it can't have.
@@ -40,7 +41,7 @@ def settled(model: Model, plan: Plan, capability: Capability) -> Plan:
         if lower is None:
             raise UnavailableError(f"{name} can't run in {precision.upper()}: {reason}.", "Take another precision, or another target.")
         result = result.with_precision([name], lower, reason)
-    for change in (_whole_attentions, _absorbed, _carriers_between_integers):
+    for change in (_whole_attentions, _absorbed, _between_integers):
         for name, precision, reason in tuple(change(model.graph.graph, result, capability)):
             result = result.with_precision([name], precision, reason)
     return replace(result, reason=plan.reason)
@@ -82,21 +83,34 @@ def _whole_attentions(graph: ir.Graph, plan: Plan, capability: Capability) -> It
             yield name, base_of(plan, capability), f"an attention runs in INT8 whole or not at all, and {other} does not"
 
 
-def _carriers_between_integers(graph: ir.Graph, plan: Plan, capability: Capability) -> Iterator[Change]:
-    """A carrier is worth integers only where what it reads or what reads it is quantized anyway."""
+def _between_integers(graph: ir.Graph, plan: Plan, capability: Capability) -> Iterator[Change]:
+    """What computes little is worth integers only beside a layer that writes or reads them anyway.
+
+    A convolution writes integers: what is connected with it goes along, Add and pooling too.  A matrix product can as well
+    write float, which is as fast and more exact: of its neighbours only carriers, which are cheaper on bytes, go along.
+    """
     nodes = _layers(graph)
-    integers = {name for name in nodes if plan.precision(name) == "int8"}
-    kept = {name for name in integers if nodes[name].op_type not in CARRIERS}
-    waiting = [nodes[name] for name in kept]
+    integers = {name: node for name, node in nodes.items() if plan.precision(name) == "int8"}
+    writers = {name for name, node in integers.items() if node.op_type in WEIGHTED - FLOAT_OUTPUT}
+    beside = _connected(writers, integers)
+    products = {name for name, node in integers.items() if node.op_type in FLOAT_OUTPUT or _inside_another(node, plan, capability)}
+    kept = _connected(beside | products, {name: node for name, node in integers.items() if node.op_type in CARRIERS or name in products})
+    for name in integers:
+        if name not in kept:
+            yield name, base_of(plan, capability), "no layer beside it has to write or read integers"
+
+
+def _connected(start: set[str], among: Mapping[str, ir.Node]) -> set[str]:
+    """`start` and all layers of `among` that hang together with it, without steps over others."""
+    found, waiting = set(start), [among[name] for name in start if name in among]
     while waiting:
         node = waiting.pop()
         for other in (*producers(node), *followers(node)):
-            if other.name in integers and other.name not in kept:
-                kept.add(other.name)
+            name = other.name or ""
+            if name in among and name not in found:
+                found.add(name)
                 waiting.append(other)
-    for name in nodes:
-        if name in integers - kept:
-            yield name, base_of(plan, capability), "nothing around it runs in INT8"
+    return found
 
 
 def _absorbed(graph: ir.Graph, plan: Plan, capability: Capability) -> Iterator[Change]:

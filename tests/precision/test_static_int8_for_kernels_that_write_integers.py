@@ -52,7 +52,7 @@ def test_onnx_runtime_runs_the_residual_network_in_integers(residual, int8, kern
 def test_onnx_runtime_runs_a_transformer_block_in_integers(transformer, int8, kernels):
     _plan, graph = int8(transformer)
     found = kernels(graph)
-    assert not {"MatMul", "FusedMatMul", "Gemm"} & set(found), "every product runs on integers, the one with a bias behind it too"
+    assert not {"MatMul", "FusedMatMul", "Gemm", "QLinearAdd"} & set(found), "every product runs on integers, with a bias behind it too"
     assert "LayerNormalization" in found, "no Q/DQ stands inside what fuses"
     assert found.count("QLinearMatMul") + found.count("MatMulIntegerToFloat") == 8
 
@@ -146,7 +146,7 @@ def test_a_relu_before_a_concat_is_still_done_by_clipping(recommender, int8, ker
 def test_a_max_pool_with_nothing_in_integers_around_it_stays_float(residual, cpu):
     plan = settled(residual, Plan("any", "cpu", "fp32", {"p1": "int8"}), cpu)
     assert plan.precision("p1") == "fp32"
-    assert plan.reasons["p1"] == "nothing around it runs in INT8"
+    assert plan.reasons["p1"] == "no layer beside it has to write or read integers"
 
 
 def test_a_carrier_behind_an_absorbed_relu_moves_its_integers(model, cpu):
@@ -154,6 +154,15 @@ def test_a_carrier_behind_an_absorbed_relu_moves_its_integers(model, cpu):
     { c = Conv(x, weight)  r = Relu(c)  p = MaxPool<kernel_shape = [2, 2]>(r)  e = Exp(p)  y = GlobalMaxPool(e) }"""
     plan = settled(model(text, {"weight": (16, 16, 1, 1)}), Plan("any", "cpu", "fp32", {"conv.c": "int8", "p": "int8"}), cpu)
     assert (plan.precision("r"), plan.precision("p")) == ("int8", "int8")
+
+
+def test_an_add_between_matrix_products_stays_float_and_they_write_float(transformer, int8, cpu):
+    plan, graph = int8(transformer)
+    final = settled(transformer, plan, cpu)
+    assert {final.precision("a"), final.precision("y")} == {"fp32"}
+    assert {final.precision("q1"), final.precision("k"), final.precision("m")} == {"int8"}, "reshapes between products move bytes"
+    assert "x" not in quantized(graph)
+    assert next(node for node in graph.graph if node.name == "linear.o").op_type == "MatMulIntegerToFloat"
 
 
 def test_a_relu_follows_the_layer_before_it_back_to_float(residual, int8, cpu):
