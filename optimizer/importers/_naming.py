@@ -68,8 +68,8 @@ def strip_metadata(model: ir.Model) -> None:
 def _origin(node: ir.Node, modules: Mapping[str, str]) -> _Origin:
     if _SCOPES in node.metadata_props:
         scopes = ast.literal_eval(node.metadata_props[_SCOPES])
-        module = re.sub(r"@\d+", "", scopes[-2]) if len(scopes) > 1 else ""
-        return _Origin(module, re.sub(r"_\d+$", "", scopes[-1]).strip("_"), scopes[-1])
+        module = re.sub(r"@\d+", "", scopes[-2]) if len(scopes) > 1 else ""  # `act@1` is the second call of `act`
+        return _Origin(module if module in modules else "", re.sub(r"_\d+$", "", scopes[-1]).strip("_"), scopes[-1])
     return _from_legacy_name(node, modules)
 
 

@@ -72,11 +72,11 @@ def load(file: Path, how: ImportRequest, track: Track = silent) -> Model:
         reason = export.unexportable
         if reason is None:
             track("import", 1, 2)
-            graph, notes = load_graph(how.scratch / "exported.onnx", how.shapes, how.scratch)
+            graph, _ = load_graph(how.scratch / "exported.onnx", how.shapes, how.scratch)  # its notes are about the exporter's file
             reason, difference = _held_against(how.scratch / TIDIED, export.probes)
         if reason is None:
             track("import", 2, 2)
-            return _model(file, how, graph, export, (*export.notes, *notes, *_told(exporter, refused, difference)))
+            return _model(file, how, graph, export, (*export.notes, *_told(exporter, refused, difference)))
         refused = refused or reason
     raise InputError(f"PyTorch's exporter can't turn this network into a graph: {refused}", _remedy(free))
 
@@ -120,7 +120,9 @@ def _probe(words: str, arrays: Mapping[str, NDArray[Any]]) -> _Probe:
 
 def _held_against(file: Path, probes: Sequence[_Probe]) -> tuple[str | None, float]:
     """Why the graph in `file` is not the network, or None; and the largest difference, relative to the largest answer."""
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what fails is told as the reason
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     taken = {value.name for value in session.get_inputs()}
     worst = 0.0
     for probe in probes:

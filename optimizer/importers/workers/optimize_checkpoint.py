@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import pickletools
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,14 +47,25 @@ def read(channel: Channel, request: Mapping[str, Any]) -> Any:
 
 
 def asked_for(file: str, said: str) -> str:
-    """The Python objects that a pickle names and the loader refuses, as far as that can be told."""
+    """The Python objects that a pickle names and the loader refuses, as far as that can be told without running it."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-    except Exception:  # an older or broken format: the loader's own words must do
-        names = []
-    if not names and "GLOBAL" in said:
-        names = [said.partition("GLOBAL")[2].split()[0]]
-    return ", ".join(names[:4])
+    except Exception:  # no zip file of torch's; read what it says of one object, or the pickle's own words
+        names = [said.partition("GLOBAL")[2].split()[0]] if "GLOBAL" in said else list(named(file))
+    return ", ".join(dict.fromkeys(names[:4]))
+
+
+def named(file: str) -> Iterator[str]:
+    """The objects outside torch that a plain pickle names, read from its instructions."""
+    words: list[str] = []
+    with Path(file).open("rb") as stream, contextlib.suppress(Exception):  # not a pickle, or broken from here on
+        for instruction, argument, _ in pickletools.genops(stream):
+            if instruction.name == "GLOBAL":
+                words = str(argument).split(" ")
+            elif isinstance(argument, str):
+                words.append(argument)
+            if instruction.name in {"GLOBAL", "STACK_GLOBAL"} and not words[-2].startswith(("torch", "collections")):
+                yield ".".join(words[-2:])
 
 
 def filled(channel: Channel, name: str, network: nn.Module, checkpoint: Any) -> Iterator[str]:
