@@ -37,16 +37,17 @@ def integers(value: ir.Value | None) -> tuple[int, ...] | None:
 
 
 def near(value: ir.Value | None, wanted: float) -> bool:
-    """Whether a constant is `wanted` as its own type rounds it."""
+    """Whether a constant of one element is `wanted` as its own type rounds it."""
     array = known(value)
-    if array is None or array.size != 1 or value is None or value.dtype not in FLOATS:
+    if array is None or array.size != 1:
         return False
-    return bool(array.reshape(()) == np.asarray(wanted).astype(array.dtype)) or math.isclose(
-        float(array.reshape(())), wanted, rel_tol=float(ir_epsilon(array.dtype))
-    )
+    found = float(array.reshape(()))
+    if array.dtype.kind in "iu":
+        return found == wanted
+    return math.isclose(found, wanted, rel_tol=epsilon(array.dtype)) or found == float(np.asarray(wanted).astype(array.dtype))
 
 
-def ir_epsilon(dtype: np.dtype[Any]) -> float:
+def epsilon(dtype: np.dtype[Any]) -> float:
     """The distance from 1 to the next number of a float type, bfloat16 too."""
     return {"bfloat16": 2.0**-7}.get(dtype.name) or float(np.finfo(dtype).eps)
 
@@ -94,8 +95,6 @@ def along_channel(array: NDArray[Any], *, rank: int | None, axis: int, channels:
         return np.full(channels, array.reshape(()), np.float64)
     if rank is None:
         return np.asarray(array, np.float64) if axis == -1 and array.shape == (channels,) else None
-    if array.ndim > rank:
-        return None
     shape = [1] * rank
     shape[axis] = channels
     aligned = array.reshape((1,) * (rank - array.ndim) + array.shape)
