@@ -30,7 +30,7 @@ RUN_BYTES = 256 << 20
 _SIDE_BY_SIDE = 8
 """Samples in memory at once, at most: more would gain little, because counting holds Python's lock."""
 
-_CLIPS = frozenset({"Relu", "Clip"})
+_ABSORB = frozenset({"Add", "Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Operators that every engine fuses into the layer that writes their input, which is then never seen from outside."""
 
 _REARRANGES = frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity", "DepthToSpace", "SpaceToDepth"})
@@ -82,7 +82,7 @@ def calibrate(
 def watched(model: Model) -> tuple[str, ...]:
     """The tensors that Q/DQ could stand on: float, computed at run time, in the order in which the graph makes them.
 
-    What a Relu or Clip alone reads is left out: no engine writes it.
+    What only a Relu, or a Clip from 0 on, reads of a kernel's result is left out: no engine writes it.
     """
     computed = floats(_typed(model.graph).graph)
     return tuple(value.name or "" for value in computed if constant(value) is None and not _is_clipped(value))
@@ -98,9 +98,17 @@ def _typed(graph: ir.Model) -> ir.Model:
 
 
 def _is_clipped(value: ir.Value) -> bool:
-    after = readers(value)
-    alone = len(after) == 1 and after[0].op_type in _CLIPS and after[0].inputs[0] is value
-    return alone and value.producer() is not None and not value.is_graph_output()
+    """Whether a kernel that writes integers does the Relu behind it by its own clipping, so that nobody writes this value."""
+    after, producer = readers(value), value.producer()
+    if producer is None or producer.op_type not in _ABSORB or len(after) != 1 or value.is_graph_output():
+        return False
+    return after[0].op_type == "Relu" or (after[0].op_type == "Clip" and _from_zero(after[0]))
+
+
+def _from_zero(clip: ir.Node) -> bool:
+    low, high = (clip.inputs[index] if index < len(clip.inputs) else None for index in (1, 2))
+    start = constant(low)
+    return start is not None and not start.any() and (high is None or constant(high) is not None)
 
 
 def _source(value: ir.Value) -> ir.Value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,12 +12,12 @@ from kernels.target import Target
 from optimizer.backends import backend, missing, serving
 from optimizer.engine import Candidate, Parity, Rung
 from optimizer.errors import InputError, UnavailableError
-from optimizer.graph import fixed
-from optimizer.model import Model
+from optimizer.graph import clone, fixed
+from optimizer.model import SHAPES, Model
 from optimizer.package.handover import write_handover
 from optimizer.package.passport import Passport, seal
 from optimizer.parity.ladder import rungs
-from optimizer.plan import Knobs, Plan
+from optimizer.plan import Capability, Knobs, Plan, Shape
 from optimizer.planner.finals import Evidence, gated, timed
 from optimizer.planner.problem import Problem
 from optimizer.planner.search import opened, search
@@ -30,6 +31,8 @@ from optimizer.report.tensors import tensor_report_from
 from optimizer.report.views import html, junit
 
 VERDICT_CODES = {"pass": 0, "fail": 3, "inconclusive": 4}
+SHIPPED = (VERDICT_CODES["pass"], VERDICT_CODES["inconclusive"])
+"""Exit codes with which an engine is written; its passport holds the verdict."""
 
 
 def deliver(prepared: Prepared, target: Target, folder: Path, scratch: Path, track: Track) -> Report:
@@ -38,13 +41,16 @@ def deliver(prepared: Prepared, target: Target, folder: Path, scratch: Path, tra
     Raises:
         UnavailableError: target, backend or precision can't be had.
     """
-    problem = _problem(prepared, target)
+    problem, notes = _problem(prepared, target)
     candidates = list(search(problem, scratch, track))
     candidates = timed(problem, candidates, prepared.numeric[0], track)
     evidence = Evidence(prepared.imported.graph, prepared.numeric, prepared.question, prepared.evaluation)
     candidates, subject = gated(problem, candidates, evidence, track)
     assert subject.parity is not None
     parity, code = _demands(prepared, subject, subject.parity)
+    if code in SHIPPED:
+        subject = replace(subject, outcome="shipped")
+        candidates = [subject if one.name == subject.name else one for one in candidates]
     report = report_from(
         model=problem.model,
         target=target,
@@ -56,24 +62,24 @@ def deliver(prepared: Prepared, target: Target, folder: Path, scratch: Path, tra
         exit_code=code,
         ladder=_ladder(prepared, problem, subject, track),
         calibration=_tensors(prepared, subject.plan),
-        notes=(*prepared.notes, *prepared.imported.source.notes),
+        notes=(*prepared.notes, *notes, *prepared.imported.source.notes),
         folders=(folder, scratch, prepared.request.folder),
     )
-    if code in (0, 4):
+    if code in SHIPPED:
         _ship(prepared, problem, subject, candidates, folder)
     _tell(report, folder)
-    if code in (0, 4):
+    if code in SHIPPED:
         seal(folder, _passport(prepared, problem, subject, report, folder))
     return report
 
 
-def _problem(prepared: Prepared, target: Target) -> Problem:
+def _problem(prepared: Prepared, target: Target) -> tuple[Problem, tuple[str, ...]]:
     """What is searched for this target: one backend that serves it, its knobs, the model in shapes that it can take."""
     request = prepared.request
     chosen = _backend(request.backends, target)
     capability = backend(chosen).capability(target)
-    model = prepared.fused if capability.dynamic_shapes else _sized(prepared)
-    return Problem(
+    model, notes = _shaped(prepared, capability)
+    problem = Problem(
         model=model,
         backend=chosen,
         target=target,
@@ -86,6 +92,7 @@ def _problem(prepared: Prepared, target: Target) -> Problem:
         shapes=request.shapes,
         given=_given(request.plan) if request.plan is not None else None,
     )
+    return problem, notes
 
 
 def _backend(asked: Sequence[str], target: Target) -> str:
@@ -111,12 +118,26 @@ def _knobs(name: str, target: Target, threads: int | None) -> Knobs:
     return knobs
 
 
-def _sized(prepared: Prepared) -> Model:
-    """The fused model with its free dimensions fixed to the usual shape: as asked, or as the data has it."""
-    usual = {name: shape.usual for name, shape in prepared.request.shapes.items()}
-    for name, array in prepared.numeric[0].items():
-        usual.setdefault(name, array.shape)
-    return prepared.fused.with_graph(fixed(prepared.fused.graph, usual))
+def _shaped(prepared: Prepared, capability: Capability) -> tuple[Model, tuple[str, ...]]:
+    """The fused model as the backend can take it, with a note where that is not how it came.
+
+    Free dimensions stay free, their sizes noted in the graph's metadata, where the backend takes them or a range was asked for;
+    else they are fixed to the sizes that the data has.
+    """
+    model, asked = prepared.fused, prepared.request.shapes
+    free = [spec.name for spec in model.inputs if any(isinstance(size, str) for size in spec.shape)]
+    if not free:
+        return model, ()
+    usual = {name: tuple(prepared.numeric[0][name].shape) for name in free}
+    shapes = {name: asked.get(name, Shape(size, size, size)) for name, size in usual.items()}
+    if capability.dynamic_shapes or not any(shape.fixed for shape in shapes.values()):
+        graph = clone(model.graph)
+        graph.metadata_props[SHAPES] = json.dumps({name: [one.smallest, one.usual, one.largest] for name, one in shapes.items()})
+        return model.with_graph(graph), ()
+    sizes = {name: shape.usual for name, shape in shapes.items()}
+    told = ", ".join(f"{name}={'x'.join(str(size) for size in shape)}" for name, shape in sizes.items())
+    note = f"Free dimensions are fixed, as the data has them: {told}. For a range give --shapes name=smallest:usual:largest."
+    return model.with_graph(fixed(model.graph, sizes)), (note,)
 
 
 def _given(path: Path) -> Plan:

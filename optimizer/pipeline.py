@@ -73,14 +73,15 @@ def _several(prepared: Prepared, folder: Path, scratch: Path, track: Track) -> R
     errors: list[OptimizeError] = []
     for name in prepared.request.targets:
         own, work = folder / name, scratch / name
-        own.mkdir()
-        work.mkdir()
         try:
-            results[name] = deliver(prepared, target_from_name(name), own, work, track)
+            target = target_from_name(name)
+            own.mkdir()
+            work.mkdir()
+            results[name] = deliver(prepared, target, own, work, track)
         except OptimizeError as error:
             errors.append(error)
             results[name] = Failure(error.title, error.reason, error.remedy, error.exit_code)
-            shutil.rmtree(own)
+            shutil.rmtree(own, ignore_errors=True)
     if len(errors) == len(results):
         raise errors[0]
     report = reports_from(results)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.table import Table
+from kernels.target import this_cpu
 from optimizer import importers
 from optimizer.calibrate import calibrate
 from optimizer.data import Samples, open_samples, random_samples
@@ -107,14 +108,17 @@ def _calibrated(
     request: Request, fused: Model, calibration: Samples | None, notes: list[str], track: Track
 ) -> tuple[Table | None, Sequence[Arrays]]:
     """The table, and the feeds that candidates are screened on; nothing of either without calibration data."""
+    threads = request.threads or this_cpu().cores
     if calibration is not None:
         key = _key(request, fused, calibration.sha256, len(calibration))
         chosen = np.unique(np.linspace(0, len(calibration) - 1, SCREENING).round().astype(int))
-        return calibrate(fused, calibration, key=key, track=track), list(calibration.take([int(index) for index in chosen]))
+        return calibrate(fused, calibration, key=key, threads=threads, track=track), list(
+            calibration.take([int(index) for index in chosen])
+        )
     if request.random_calibration:
         feeds = random_samples(fused.inputs, RANDOM, request.seed)
         notes.append("Calibrated on random numbers, as asked with --random-calibration: its ranges are those of no real data.")
-        return calibrate(fused, feeds, key=_key(request, fused, "random", RANDOM), track=track), feeds
+        return calibrate(fused, feeds, key=_key(request, fused, "random", RANDOM), threads=threads, track=track), feeds
     return None, ()
 
 

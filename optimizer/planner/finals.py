@@ -63,7 +63,7 @@ def gated(
     """All candidates with what became of them, and the one that ships or, where none passed, that the verdict is about.
 
     The finalists are asked from the safest to the fastest (see `parity.gate.gate`).  After that, when nothing depends on it any
-    more, the fastest plan that stayed behind is measured too, so that the report can tell what it would have lost.
+    more, the most tempting plan that stayed behind is measured too, so that the report can tell what it would have lost.
     """
     baseline = candidates[0].name
     wanted = [one for one in candidates if one.outcome != "not built" and _is_wanted(problem, one, baseline)]
@@ -80,11 +80,14 @@ def gated(
 
 
 def _tempting(candidates: Sequence[Candidate], parities: Mapping[str, Parity], shipped: str) -> Candidate | None:
-    """The fastest candidate that was not asked, is faster than the baseline for sure and farther from the parent than what ships."""
+    """Of the candidates that were not asked and are faster than the baseline for sure, the one farthest from the parent.
+
+    None where what ships is as far.
+    """
     near = next((one.distance or 0.0 for one in candidates if one.name == shipped), 0.0)
     left = [one for one in candidates if one.name not in parities and one.timing is not None and one.timing.low > 1.0]
     far = [one for one in left if (one.distance or 0.0) > near]
-    return max(far, key=lambda one: one.timing.ratio if one.timing is not None else 0.0, default=None)
+    return max(far, key=lambda one: one.distance or 0.0, default=None)
 
 
 def _is_wanted(problem: Problem, candidate: Candidate, baseline: str) -> bool:
@@ -122,6 +125,8 @@ def _told(candidate: Candidate, parity: Parity | None, asked: Set[str], order: S
     if parity is not None:
         told = "another candidate is as fast and nearer to the parent; measured on the held-out data to tell what it would have lost"
         return replace(candidate, parity=parity, outcome="not finalist" if parity.verdict == "pass" else "refused", reason=told)
+    if candidate.name == baseline:
+        return replace(candidate, outcome="not finalist", reason="another precision was asked for by name; the others are timed against it")
     if timing is not None and timing.low <= 1.0:
         why = f"not faster than {baseline} here: {timing.ratio:.2f}x [{timing.low:.2f}, {timing.high:.2f}]"
         return replace(candidate, outcome="slower", reason=why)

@@ -21,16 +21,27 @@ Named = tuple[str, Plan]
 def unquantized(problem: Problem) -> Iterator[Named]:
     """The highest precision that the target can build: what every other plan is held against."""
     for precision in ("fp32", "bf16", "fp16"):
-        if precision in problem.capability.precisions:
+        if precision in problem.capability.precisions and not _barred(problem, precision):
             yield precision, half(problem, precision) if precision != "fp32" else problem.plan("fp32", "nothing lowered")
             return
+
+
+def _barred(problem: Problem, precision: Precision) -> Mapping[str, str]:
+    """The layers that can't be in a precision on this target, with the reason."""
+    verdicts = eligible(problem.model, problem.capability, precision)
+    return {layer: why for layer, why in verdicts.items() if why is not None}
 
 
 def half(problem: Problem, precision: Precision) -> Plan:
     """Everything in FP16 or BF16 but what would overflow there, by the ranges that calibration saw."""
     plan = problem.plan(precision, f"everything in {precision.upper()}")
-    if "fp32" in problem.capability.precisions and problem.table is not None:
-        for layer, why in overflowing(problem.model, problem.table.statistics, precision).items():
+    if "fp32" not in problem.capability.precisions or problem.table is None:
+        return plan
+    barred = _barred(problem, "fp32")
+    for layer, why in overflowing(problem.model, problem.table.statistics, precision).items():
+        if layer in barred:
+            plan = replace(plan, reasons={**plan.reasons, layer: f"{why}, and it can't stay in FP32: {barred[layer]}"})
+        else:
             plan = replace(plan, precisions={**plan.precisions, layer: "fp32"}, reasons={**plan.reasons, layer: why})
     return plan
 

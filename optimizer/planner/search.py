@@ -6,10 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import onnx_ir as ir
+
 from calibration.ranges import METHODS
 from optimizer.backends import backend
-from optimizer.engine import Candidate, Engine
+from optimizer.engine import Built, Candidate, Engine, Realised
 from optimizer.errors import InputError, OptimizeError, UnavailableError
+from optimizer.model import PLANNED, is_layer
 from optimizer.plan import Plan, Precision
 from optimizer.planner.distance import Distance, distance
 from optimizer.planner.moves import everywhere, half, mixed, ranged, unquantized, without_the_worst
@@ -36,6 +39,9 @@ def search(problem: Problem, folder: Path, track: Track = silent) -> Iterator[Ca
         InputError: it can be had only with calibration data, and there is none.
     """
     _refuse(problem)
+    if problem.table is None and problem.wanted in ("auto", "int8") and problem.given is None and "int8" in problem.capability.precisions:
+        why = "static INT8 needs ranges, and there is no calibration data: give samples with --calibration"
+        yield Candidate("int8", problem.plan(problem.capability.base, "left out"), outcome="not built", reason=why)
     for number, (name, plan) in enumerate(_plans(problem, track), 1):
         track(f"building {name}", number, 0)
         yield _built(problem, name, plan, folder / str(number), track)
@@ -153,10 +159,12 @@ def _built(problem: Problem, name: str, plan: Plan, folder: Path, track: Track) 
     builder = backend(problem.backend)
     candidate = Candidate(name, plan)
     try:
-        if builder.missing(problem.target) is None:
+        graph = typed(problem.model, plan, problem.capability)
+        if (missing := builder.missing(problem.target)) is None:
             folder.mkdir(parents=True)
-            graph = typed(problem.model, plan, problem.capability)
             candidate = replace(candidate, folder=folder, built=builder.build(graph, problem.target, plan.knobs, folder, track))
+        else:
+            candidate = replace(candidate, built=_unbuilt(graph, missing))
         if not problem.screening:
             return candidate
         engine = opened(problem, candidate)
@@ -169,3 +177,11 @@ def _built(problem: Problem, name: str, plan: Plan, folder: Path, track: Track) 
         if problem.wanted in (name, plan.base) or name == next(unquantized(problem))[0]:
             raise
         return replace(candidate, folder=None, outcome="not built", reason=f"{error.reason} {error.remedy}")
+
+
+def _unbuilt(graph: ir.Model, why: str) -> Built:
+    """What is told of a plan that nothing here can build: what was planned for each layer, and that nobody has seen it realised."""
+    planned = [(node.name or "", node.op_type, node.metadata_props.get(PLANNED, "")) for node in graph.graph if is_layer(node)]
+    return Built(
+        tuple(Realised(name, op, how, "unknown", reason="built on the target, by the handover") for name, op, how in planned), notes=(why,)
+    )
