@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from optimizer.errors import InputError
+from optimizer.parity.budget import budget_from_words
 from optimizer.parity.gate import ask, judge, undecided
 from optimizer.parity.metrics import METRICS, metric_from_name
 
@@ -54,8 +55,8 @@ def test_what_is_missing_is_told_in_samples_or_in_words(judged: Any) -> None:
 
 
 def test_too_few_samples_are_inconclusive_even_without_a_flip_and_the_least_number_is_named(judged: Any) -> None:
-    for metric, labels in (("top1", LABELS[:250]), ("agreement", None), ("cosine", None)):
-        parity = judged(PARENT[:250], PARENT[:250], labels, metric)
+    for metric, labels in (("top1", LABELS[-250:]), ("agreement", None), ("cosine", None)):
+        parity = judged(PARENT[-250:], PARENT[-250:], labels, metric)
         assert parity.verdict == "inconclusive"
         assert "299" in parity.reason
 
@@ -91,9 +92,10 @@ def test_agreement_is_the_share_of_equal_decisions(judged: Any) -> None:
     assert judged(PARENT, engine * 3 + 1, None, "agreement").drop == parity.drop
 
 
-@pytest.mark.parametrize(
-    ("labels", "parent"), [(LABELS % 2, "(n,)"), (LABELS % 2, "(n,1)"), (LABELS % 2, "(n,2)"), (LABELS % 2 * 2 - 1, "(n,)")]
-)
+BIT = LABELS % 2
+
+
+@pytest.mark.parametrize(("labels", "parent"), [(BIT, "(n,)"), (BIT, "(n,1)"), (BIT, "(n,2)"), (2 * BIT - 1, "(n,)")])
 def test_binary_models_of_every_shape_are_judged_by_top1(judged: Any, labels: np.ndarray, parent: str) -> None:
     chance = np.where(labels > 0, 0.9, 0.2).astype(np.float32)
     chance[:40] = 1 - chance[:40]
@@ -193,8 +195,6 @@ def test_a_relative_budget_of_a_parent_with_nothing_right_is_refused(judged: Any
 
 
 def test_several_outputs_are_named_in_the_notes(numbered: Any, answers: Any) -> None:
-    from optimizer.parity.budget import budget_from_words
-
     run = answers(hidden=np.zeros((2_000, 3), np.float32), logits=PARENT)
     question = ask(run, numbered(2_000, LABELS), METRICS["top1"], budget_from_words("1%"), notes=("a guess", ""))
     parity = judge(question, run, numbered(2_000, LABELS), gated_on="simulation")
@@ -204,8 +204,6 @@ def test_several_outputs_are_named_in_the_notes(numbered: Any, answers: Any) -> 
 
 
 def test_a_fixed_batch_is_judged_sample_by_sample(numbered: Any, answers: Any) -> None:
-    from optimizer.parity.budget import budget_from_words
-
     samples = numbered(2_000, LABELS.reshape(500, 4), batch=4)
     question = ask(answers(y=PARENT), samples, METRICS["top1"], budget_from_words("1%"))
     parity = judge(question, answers(y=PARENT), samples, gated_on="here")

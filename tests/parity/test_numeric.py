@@ -42,7 +42,7 @@ def test_an_engine_that_is_nan_on_one_sample_fails(model: ir.Model, feeds: Any, 
 def test_where_float64_cant_run_the_parents_own_variation_stands_in_and_is_told(
     model: ir.Model, feeds: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refusing(graph: ir.Model, feed: Any) -> Any:
+    def refusing(_: ir.Model, __: Any) -> Any:
         raise NoTruthError("no float64 here")
 
     monkeypatch.setattr(lossless, "float64", refusing)
@@ -54,7 +54,7 @@ def test_where_float64_cant_run_the_parents_own_variation_stands_in_and_is_told(
 
 
 def test_without_a_sample_nothing_is_decided(model: ir.Model) -> None:
-    assert judge_lossless(model, lambda feed: {}, [], gated_on="here").verdict == "inconclusive"
+    assert judge_lossless(model, lambda _: {}, [], gated_on="here").verdict == "inconclusive"
 
 
 @dataclass(frozen=True)
