@@ -117,11 +117,22 @@ class Child:
             raise self._error(f"failed with {_sentence(message.event.get('said'))}", "Correct what it complains of, then build again.")
         return message
 
+    def receive_array(self, name: str, seconds: float | None = None) -> NDArray[Any]:
+        """The array called `name` in the child's next message."""
+        arrays = self.receive(seconds).arrays
+        if name not in arrays:
+            raise self.nonsense()
+        return arrays[name]
+
+    def nonsense(self) -> InputError:
+        """The error for a message that our worker would never send: the user's code wrote to the line."""
+        return self._error("wrote to a line that is not its own", "Let it write only to files it opens itself.")
+
     def _next(self) -> Message | None:
         try:
             return self._decoder.next()
         except MessageError:
-            raise self._error("wrote to a line that is not its own", "Let it write only to files it opens itself.") from None
+            raise self.nonsense() from None
 
     def _alive(self) -> bool:
         """Whether it runs; a dead one is left unreaped, so that its number names nobody else while we may still kill its group."""
@@ -236,7 +247,7 @@ def user_transform(reference: str, folder: Path) -> Iterator[Callable[[NDArray[A
 
         def transform(array: NDArray[Any]) -> NDArray[Any]:
             child.send({"event": "call"}, {"raw": array})
-            return child.receive(_PATIENCE).arrays["prepared"]
+            return child.receive_array("prepared", _PATIENCE)
 
         yield transform
 
@@ -248,7 +259,7 @@ def user_scores(
     with _user_function(reference, folder, "metric", "score") as child:
         arrays = {f"outputs.{name}": array for name, array in outputs.items()}
         child.send({"event": "call"}, arrays if labels is None else {**arrays, "labels": labels})
-        score = child.receive(_PATIENCE).arrays["score"]
+        score = child.receive_array("score", _PATIENCE)
     return score if score.ndim else float(score)
 
 
@@ -289,7 +300,8 @@ def _taken(name: str, ours: Path) -> bool:
 
 
 def _error_from_event(event: Mapping[str, Any]) -> OptimizeError:
-    kind = _ERRORS.get(event.get("exit_code"), InputError)
+    code = event.get("exit_code")
+    kind = _ERRORS.get(code, InputError) if isinstance(code, int) else InputError
     return kind(_sentence(event.get("reason")), _sentence(event.get("remedy")))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -39,18 +39,17 @@ class _Origin(NamedTuple):
 
 def name_layers(model: ir.Model, modules: Mapping[str, str]) -> tuple[Fusion, ...]:
     """Name the nodes of the main graph after `modules` (path to class), in place; returns the exporter's own BatchNorm folding."""
-    calls: dict[tuple[str, str], list[ir.Node]] = defaultdict(list)
-    origins = {}
-    for node in model.graph:
-        origins[node] = _origin(node, modules)
-        calls[origins[node].module, origins[node].call].append(node)
+    origins = {node: _origin(node, modules) for node in model.graph}
+    calls = Counter(origins.values())
+    parents = {path.rpartition(".")[0] for path in modules}
+    layers = frozenset(path for path in modules if path and path not in parents and modules[path].startswith("torch.nn."))
     taken: set[str] = set()
     fusions = []
     for node in model.graph:
         origin = origins[node]
         owner = _owner(node, modules)
-        base = owner if owner is not None else _base(origin, modules)
-        alone = len(calls[origin.module, origin.call]) == 1
+        base = owner if owner is not None else _base(origin, layers)
+        alone = calls[origin] == 1
         node.name = unique(base if alone or node.op_type in _WORKERS else f"{base}/{node.op_type}", taken)
         if owner not in {None, origin.module} and "BatchNorm" in modules.get(origin.module, ""):
             fusions.append(Fusion(f"BatchNorm into {node.op_type}", (node.name, origin.module), node.name, by="exporter"))
@@ -82,15 +81,14 @@ def _from_legacy_name(node: ir.Node, modules: Mapping[str, str]) -> _Origin:
         path = f"{path}.{step.removeprefix(f'{last}.')}" if path else step
         if path not in modules:
             path = re.sub(r"_\d+$", "", path)  # the second call of a module
-    functional = modules.get(path, "").startswith("torch.nn.")
-    return _Origin(path, node.op_type.lower(), "/".join(steps) if functional else node.name or "")
+    if modules.get(path, "").startswith("torch.nn."):  # one call, however many nodes
+        return _Origin(path, "", "/".join(steps))
+    return _Origin(path, node.op_type.lower(), node.name or "")
 
 
-def _base(origin: _Origin, modules: Mapping[str, str]) -> str:
-    """A module of torch's own is one layer and goes by its path; in any other the op is named, too."""
-    ours = modules.get(origin.module, "").startswith("torch.nn.")
-    childless = not any(path.startswith(f"{origin.module}.") for path in modules)
-    if origin.module and ours and childless:
+def _base(origin: _Origin, layers: frozenset[str]) -> str:
+    """A childless module of torch's own is one layer and goes by its path; in any other the op is named, too."""
+    if origin.module in layers:
         return origin.module
     return ".".join(part for part in (origin.module, origin.op) if part)
 

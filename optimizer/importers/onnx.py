@@ -23,7 +23,7 @@ from optimizer.progress import Track, silent
 from optimizer.provenance import sha256_of_file, versions
 
 _WORKER = Path(__file__).parent / "workers" / "onnx_check.py"
-_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.microsoft.dml", "org.pytorch.aten"})
+_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc"})
 """Domains whose operators ONNX Runtime brings with it."""
 
 _TRIED = (1, 16, 64, 224, 512)
@@ -108,11 +108,16 @@ def _read(file: Path) -> onnx.ModelProto:
 
 
 def _check_operators(proto: onnx.ModelProto, name: str) -> None:
-    """Operators and opsets that onnx's checker lets pass and ONNX Runtime does not know, refused by name."""
+    """Operators and opsets that onnx's checker lets pass and ONNX Runtime does not know, and what is no tensor, refused by name."""
     newest = onnx.defs.onnx_opset_version()
     opset = max((entry.version for entry in proto.opset_import if entry.domain in {"", "ai.onnx"}), default=0)
     if opset > newest:
         raise InputError(f"{name} is written in opset {opset}; the newest one known here is {newest}.", f"Export it with opset {OPSET}.")
+    for value in (*proto.graph.input, *proto.graph.output):
+        if value.type.WhichOneof("value") != "tensor_type":
+            raise InputError(
+                f"{value.name!r}, an input or output of {name}, is no tensor.", "Export the model so that it takes and gives plain tensors."
+            )
     own = {function.domain for function in proto.functions}
     for node in _nodes(proto.graph):
         if node.domain not in _DOMAINS | own:

@@ -7,11 +7,12 @@ free, so each is tried at two sizes; where the answers differ, torch's older exp
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
@@ -43,13 +44,20 @@ class _Probe:
 
 
 @dataclass(frozen=True)
-class _Export:
-    """What the worker tells: the network's modules by path, names for its outputs, and probes; or why it could not export."""
+class _Network:
+    """What the worker tells of the network: its modules (path to class), names for its outputs, and what a user should know."""
 
-    modules: Mapping[str, str]
-    outputs: Sequence[str]
-    notes: Sequence[str]
-    versions: Mapping[str, str]
+    modules: dict[str, str] = field(default_factory=dict)
+    outputs: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Export:
+    """A network, probes of it, and why it could not be exported, or None."""
+
+    network: _Network
     probes: Sequence[_Probe]
     unexportable: str | None
 
@@ -69,16 +77,30 @@ def load(file: Path, how: ImportRequest, track: Track = silent) -> Model:
     for exporter in ("dynamo", "legacy") if free else ("dynamo",):
         track("import", 0, 2)
         export = _exported(file, how, exporter)
-        reason = export.unexportable
-        if reason is None:
-            track("import", 1, 2)
-            graph, _ = load_graph(how.scratch / "exported.onnx", how.shapes, how.scratch)  # its notes are about the exporter's file
-            reason, difference = _held_against(how.scratch / TIDIED, export.probes)
-        if reason is None:
-            track("import", 2, 2)
-            return _model(file, how, graph, export, (*export.notes, *_told(exporter, refused, difference)))
-        refused = refused or reason
+        track("import", 1, 2)
+        try:
+            graph, difference = _graph(how, export)
+        except _UnlikeError as error:
+            refused = refused or str(error)
+            continue
+        track("import", 2, 2)
+        return _model(file, how, graph, export.network, _told(exporter, refused, difference))
     raise InputError(f"PyTorch's exporter can't turn this network into a graph: {refused}", _remedy(free))
+
+
+class _UnlikeError(Exception):
+    """There is no graph, or it is not the network; says why."""
+
+
+def _graph(how: ImportRequest, export: _Export) -> tuple[ir.Model, float]:
+    """The tidied graph, and how far its answers are from the network's."""
+    if export.unexportable is not None:
+        raise _UnlikeError(export.unexportable)
+    try:
+        graph, _ = load_graph(how.scratch / "exported.onnx", how.shapes, how.scratch)  # its notes are about the exporter's file
+    except InputError as error:
+        raise _UnlikeError(error.reason) from error
+    return graph, _held_against(how.scratch / TIDIED, export.probes)
 
 
 def _exported(file: Path, how: ImportRequest, exporter: str) -> _Export:
@@ -94,23 +116,18 @@ def _exported(file: Path, how: ImportRequest, exporter: str) -> _Export:
         "exporter": exporter,
         "out": str(how.scratch / "exported.onnx"),
     }
-    model: Mapping[str, Any] = {}
-    probes = []
+    network, probes = _Network(), []
     with Child(_COMMAND, folder=how.user_folder, what=f"Importing {file.name}") as child:
         child.send(request)
         while (message := child.receive(_PATIENCE)).event["event"] not in {"done", "unexportable"}:
-            if message.event["event"] == "model":
-                model = message.event
-            elif message.event["event"] == "probe":
-                probes.append(_probe(message.event["words"], message.arrays))
-    return _Export(
-        model.get("modules", {}),
-        model.get("outputs", ()),
-        model.get("notes", ()),
-        model.get("versions", {}),
-        probes,
-        message.event.get("said"),
-    )
+            try:
+                if message.event["event"] == "model":
+                    network = msgspec.convert(message.event, _Network)
+                elif message.event["event"] == "probe":
+                    probes.append(_probe(message.event["words"], message.arrays))
+            except (msgspec.ValidationError, KeyError):
+                raise child.nonsense() from None
+    return _Export(network, probes, message.event.get("said"))
 
 
 def _probe(words: str, arrays: Mapping[str, NDArray[Any]]) -> _Probe:
@@ -118,8 +135,12 @@ def _probe(words: str, arrays: Mapping[str, NDArray[Any]]) -> _Probe:
     return _Probe(words, feeds, [array for name, array in arrays.items() if name.startswith("out.")])
 
 
-def _held_against(file: Path, probes: Sequence[_Probe]) -> tuple[str | None, float]:
-    """Why the graph in `file` is not the network, or None; and the largest difference, relative to the largest answer."""
+def _held_against(file: Path, probes: Sequence[_Probe]) -> float:
+    """The largest difference between the graph in `file` and the network, relative to the largest answer.
+
+    Raises:
+        _UnlikeError: it fails where the network runs, or its answers have other shapes or differ by more than rounding.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what fails is told as the reason
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
@@ -129,15 +150,16 @@ def _held_against(file: Path, probes: Sequence[_Probe]) -> tuple[str | None, flo
         try:
             found = session.run(None, {name: array for name, array in probe.feeds.items() if name in taken})
         except Exception as error:
-            return f"at {probe.words} the network runs and the graph does not ({' '.join(str(error).split())[:200]}).", 0.0
+            raise _UnlikeError(
+                f"at {probe.words} the network runs and the graph does not ({' '.join(str(error).split())[:200]})."
+            ) from error
         if [array.shape for array in found] != [array.shape for array in probe.outputs]:
             shapes = " and ".join(str([array.shape for array in arrays]) for arrays in (probe.outputs, found))
-            return f"at {probe.words} the shapes of their answers are {shapes}.", 0.0
-        differences = [_difference(*pair) for pair in zip(probe.outputs, found, strict=True)]
-        worst = max(worst, *differences)
+            raise _UnlikeError(f"at {probe.words} the shapes of their answers are {shapes}.")
+        worst = max(worst, *(_difference(*pair) for pair in zip(probe.outputs, found, strict=True)))
         if not worst <= _WRONG:
-            return f"at {probe.words} the graph's answers differ from the network's by {worst:.1e} of the largest.", worst
-    return None, worst
+            raise _UnlikeError(f"at {probe.words} the graph's answers differ from the network's by {worst:.1e} of the largest.")
+    return worst
 
 
 def _difference(wanted: NDArray[Any], found: NDArray[Any]) -> float:
@@ -151,12 +173,12 @@ def _difference(wanted: NDArray[Any], found: NDArray[Any]) -> float:
     return float(np.abs(wanted - found).max() / max(np.abs(wanted).max(), 1e-12))
 
 
-def _model(file: Path, how: ImportRequest, graph: ir.Model, export: _Export, notes: tuple[str, ...]) -> Model:
+def _model(file: Path, how: ImportRequest, graph: ir.Model, network: _Network, notes: tuple[str, ...]) -> Model:
     """Names of the user's on layers and outputs; nothing of the user's paths."""
-    fusions = name_layers(graph, export.modules)
+    fusions = name_layers(graph, network.modules)
     strip_metadata(graph)
     taken = names(graph.graph)
-    for value, name in zip(graph.graph.outputs, export.outputs, strict=True):
+    for value, name in zip(graph.graph.outputs, network.outputs, strict=True):
         if value.name != name:
             value.name = unique(name, taken)
     source = Source(
@@ -166,8 +188,8 @@ def _model(file: Path, how: ImportRequest, graph: ir.Model, export: _Export, not
         factory=how.factory,
         factory_args=how.factory_args,
         code_ran=True,
-        versions={**versions("onnx", "onnx-ir", "onnxscript", "onnxruntime"), **export.versions},
-        notes=notes,
+        versions={**versions("onnx", "onnx-ir", "onnxscript", "onnxruntime"), **network.versions},
+        notes=(*network.notes, *notes),
     )
     return Model(graph, source, fusions)
 

@@ -283,6 +283,7 @@ def test_a_tensor_inside_a_branch_reads_no_other_file_either(load: Load, folder:
         ("g (float[2] x) => (float[2] y) { y = Concat(x, x) }", 20, "axis"),
         ("g (float[2] x) => (float[2] y) { y = my.domain.Thing(x) }", 20, "'Thing' of the domain 'my.domain'"),
         ("g (float[2] x) => (float[2] y) { y = Relu(x) }", 99, "opset 99"),
+        ("g (float[2] x) => (seq(float[2]) y) { y = SequenceConstruct(x) }", 20, "is no tensor"),
     ],
 )
 def test_an_invalid_graph_is_refused_in_words(load: Load, model: Write, folder: Path, text: str, opset: int, words: str) -> None:

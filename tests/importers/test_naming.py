@@ -1,0 +1,89 @@
+"""Layers are called as the user's source calls them, whichever exporter wrote the graph."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from optimizer.importers._naming import name_layers, strip_metadata
+
+MODULES = {
+    "": "net.Net",
+    "stem": "torch.nn.modules.conv.Conv2d",
+    "bn": "torch.nn.modules.batchnorm.BatchNorm2d",
+    "blocks": "torch.nn.modules.container.Sequential",
+    "blocks.0": "net.Block",
+    "blocks.0.fc": "torch.nn.modules.linear.Linear",
+    "blocks.0.act": "torch.nn.modules.activation.GELU",
+}
+
+GRAPH = """
+    <ir_version: 9, opset_import: ["" : 20]>
+    g (float[1, 3, 4, 4] x, float[4, 4] m) => (float[1, 3, 4, 4] y) <float[1] weight = {1}, float[1] bias = {1}> {
+        a = Conv(x, weight)
+        b = MatMul(a, m)
+        c = Add(b, bias)
+        d = Erf(c)
+        e = Mul(d, c)
+        f = Relu(e)
+        h = Relu(f)
+        y = Relu(h)
+    }
+"""
+
+
+def graph(scopes: list[str], names: list[str] | None = None) -> ir.Model:
+    model = ir.from_onnx_text(GRAPH)
+    model.graph.initializers["weight"].name = "stem.weight"
+    model.graph.initializers["bias"].name = "blocks.0.fc.bias"
+    for node, scope, name in zip(model.graph, scopes or [""] * 8, names or [""] * 8, strict=True):
+        node.name = name
+        if scope:
+            node.metadata_props["pkg.torch.onnx.name_scopes"] = scope
+            node.metadata_props["pkg.torch.onnx.stack_trace"] = "/home/somebody/net.py"
+    return model
+
+
+def test_modules_and_the_ops_called_in_them_give_the_names() -> None:
+    model = graph(
+        [
+            "['', 'bn', '_native_batch_norm_legit_no_training_1']",
+            "['', 'blocks', 'blocks.0', 'blocks.0.fc', 'linear']",
+            "['', 'blocks', 'blocks.0', 'blocks.0.fc', 'linear']",
+            "['', 'blocks', 'blocks.0', 'blocks.0.act', 'gelu']",
+            "['', 'blocks', 'blocks.0', 'blocks.0.act', 'gelu']",
+            "['', 'blocks', 'blocks.0', 'relu_3']",
+            "['', 'blocks', 'blocks.0', 'relu_4']",
+            "['', 'no.such.module', 'relu_5']",
+        ]
+    )
+    fusions = name_layers(model, MODULES)
+    assert [node.name for node in model.graph] == [
+        "stem",
+        "blocks.0.fc",
+        "blocks.0.fc/Add",
+        "blocks.0.act/Erf",
+        "blocks.0.act/Mul",
+        "blocks.0.relu",
+        "blocks.0.relu#2",
+        "relu",
+    ]
+    assert [(fusion.layers, fusion.result, fusion.by) for fusion in fusions] == [(("stem", "bn"), "stem", "exporter")]
+    strip_metadata(model)
+    assert b"somebody" not in ir.to_proto(model).SerializeToString()
+
+
+def test_names_of_the_older_exporter_lead_to_the_same_modules() -> None:
+    names = ["/stem/Conv", "/blocks/blocks.0/fc/MatMul", "/blocks/blocks.0/fc/Add", "/blocks/blocks.0/act/Erf"]
+    names += ["/blocks/blocks.0/act/Mul", "/blocks/blocks.0/Relu", "/blocks/blocks.0/act_1/Relu", "/Relu_1"]
+    model = graph([], names)
+    assert name_layers(model, MODULES) == ()
+    assert [node.name for node in model.graph] == [
+        "stem",
+        "blocks.0.fc",
+        "blocks.0.fc/Add",
+        "blocks.0.act/Erf",
+        "blocks.0.act/Mul",
+        "blocks.0.relu",
+        "blocks.0.act",
+        "relu",
+    ]
