@@ -95,8 +95,10 @@ def _between_integers(graph: ir.Graph, plan: Plan, capability: Capability) -> It
     beside = _connected(writers, integers)
     products = {name for name, node in integers.items() if node.op_type in FLOAT_OUTPUT or _inside_another(node, plan, capability)}
     kept = _connected(beside | products, {name: node for name, node in integers.items() if node.op_type in CARRIERS or name in products})
-    for name in integers:
-        if name not in kept:
+    for name, node in integers.items():
+        clipped = absorber(node)
+        alone = clipped is not None and clipped.name in integers and clipped.name not in kept
+        if name not in kept or alone:
             yield name, base_of(plan, capability), "no layer beside it has to write or read integers"
 
 
