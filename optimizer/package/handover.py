@@ -110,7 +110,6 @@ def _place_note(target: Target) -> str:
 
 def _script(target: Target, opset: int, profile: tuple[str, ...], name: str) -> str:
     flags = [
-        f"--onnx={MODEL}",
         f"--saveEngine={PLAN}",
         *profile,
         "--noTF32",
@@ -119,21 +118,27 @@ def _script(target: Target, opset: int, profile: tuple[str, ...], name: str) -> 
         "--exportLayerInfo=layers.json",
         "--skipInference",
     ]
-    call = " \\\n    ".join(shlex.quote(flag) for flag in flags)
+    call = " \\\n    ".join(['"--onnx=$graph"', *(shlex.quote(flag) for flag in flags)])
     title = "".join(letter for letter in name if letter.isprintable())
     return f"""#!/usr/bin/env bash
 # Builds {PLAN} from {MODEL}{f" ({title})" if title else ""} with NVIDIA's trtexec, for {_device(target)}.
 {_place_note(target)}
 #
-#   ./build.sh        asks trtexec whether it is TensorRT 10 or 11
-#   ./build.sh 10     TensorRT 10
-#   ./build.sh 11     TensorRT 11
+#   bash ENGINE_FOLDER/handover/build.sh        asks trtexec whether it is TensorRT 10 or 11
+#   bash ENGINE_FOLDER/handover/build.sh 10     TensorRT 10
+#   bash ENGINE_FOLDER/handover/build.sh 11     TensorRT 11
 #
+# {PLAN} and its timing cache are written to the folder you are in.
 # Precision stands in the graph (Cast and Q/DQ, scales in FP32), so there is no --fp16, --int8 or --calib here. The graph is in ONNX
 # opset {opset}; where an older TensorRT 10 refuses that, take a newer one. TF32 is off: what is typed FP32 multiplies in FP32.
 # Written by optimize, never run: no such GPU was at hand. Afterwards `optimize qualify ENGINE_FOLDER --engine {PLAN}` gates it.
 set -euo pipefail
-cd "$(dirname "${{BASH_SOURCE[0]}}")"
+handover=$(cd "$(dirname "${{BASH_SOURCE[0]}}")" && pwd)
+graph=$handover/{MODEL}
+case $PWD/ in "$(dirname "$handover")"/*)
+  echo "the engine folder is sealed, and {PLAN} is written to the folder you are in: call build.sh from another one" >&2
+  exit 2 ;;
+esac
 
 trtexec=${{TRTEXEC:-trtexec}}
 if ! command -v "$trtexec" >/dev/null; then

@@ -38,9 +38,8 @@ def called(folder: Path, tools: Path, *arguments: str, usage: str = "") -> list[
     program.write_text(TRTEXEC)
     program.chmod(0o755)
     script = folder / "handover" / "build.sh"
-    done = subprocess.run(
-        [script, *arguments], env={"PATH": f"{tools}:{os.environ['PATH']}", "HELP": usage}, capture_output=True, text=True, check=True
-    )
+    environment = {"PATH": f"{tools}:{os.environ['PATH']}", "HELP": usage}
+    done = subprocess.run([script, *arguments], env=environment, cwd=tools, capture_output=True, text=True, check=True)
     return done.stdout.splitlines()
 
 
@@ -57,9 +56,9 @@ def test_every_gpu_gets_a_graph_that_onnx_accepts_and_a_script_that_bash_accepts
 
 def test_tensorrt_10_is_told_that_the_graph_is_typed_and_tensorrt_11_is_not(tmp_path: Path) -> None:
     write_handover(linear(), GPUS["h100"], tmp_path)
-    ten, eleven = (called(tmp_path, tmp_path / "bin", release) for release in ("10", "11"))
+    ten, eleven = (called(tmp_path, tmp_path.parent / "bin", release) for release in ("10", "11"))
     assert ten == ["--stronglyTyped", *eleven]
-    assert eleven[:2] == ["--onnx=model.onnx", "--saveEngine=model.plan"]
+    assert eleven[:2] == [f"--onnx={tmp_path}/handover/model.onnx", "--saveEngine=model.plan"]
     assert "--noTF32" in eleven
     assert not {"--fp16", "--int8"} & set(ten)
 
@@ -69,13 +68,13 @@ def test_tensorrt_10_is_told_that_the_graph_is_typed_and_tensorrt_11_is_not(tmp_
 )
 def test_without_a_word_the_script_asks_trtexec_which_release_it_is(usage: str, typed: bool, tmp_path: Path) -> None:
     write_handover(linear(), GPUS["h100"], tmp_path)
-    assert ("--stronglyTyped" in called(tmp_path, tmp_path / "bin", usage=usage)) == typed
+    assert ("--stronglyTyped" in called(tmp_path, tmp_path.parent / "bin", usage=usage)) == typed
 
 
 def test_free_dimensions_become_a_profile_and_odd_names_are_quoted(tmp_path: Path) -> None:
     shapes = {"in:0": Shape((1, 4), (8, 4), (32, 4))}
     write_handover(linear("n", "in:0"), GPUS["l4"], tmp_path, shapes=shapes)
-    arguments = called(tmp_path, tmp_path / "bin", "11")
+    arguments = called(tmp_path, tmp_path.parent / "bin", "11")
     assert {"--minShapes='in:0':1x4", "--optShapes='in:0':8x4", "--maxShapes='in:0':32x4"} <= set(arguments)
 
 
@@ -86,14 +85,31 @@ def test_free_dimensions_without_sizes_are_refused(tmp_path: Path) -> None:
 
 def test_without_trtexec_the_script_says_where_it_comes_from(tmp_path: Path) -> None:
     write_handover(linear(), GPUS["l4"], tmp_path)
-    done = subprocess.run([tmp_path / "handover" / "build.sh"], env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [tmp_path / "handover" / "build.sh"],
+        env={"PATH": "/usr/bin:/bin"},
+        cwd=tmp_path.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 5
     assert "TRTEXEC=" in done.stderr
 
 
+def test_the_sealed_engine_folder_is_left_as_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    write_handover(linear(), GPUS["l4"], folder)
+    for place in (folder, folder / "handover"):
+        done = subprocess.run([folder / "handover" / "build.sh"], cwd=place, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert "sealed" in done.stderr
+
+
 def test_a_name_out_of_a_model_runs_no_command(tmp_path: Path) -> None:
     write_handover(linear(name="x; touch HERE"), GPUS["l4"], tmp_path, name="net\ntouch HERE\r$(touch HERE)")
-    called(tmp_path, tmp_path / "bin", "10")
+    called(tmp_path, tmp_path.parent / "bin", "10")
     assert not list(tmp_path.rglob("HERE"))
 
 

@@ -22,7 +22,7 @@ _INLINE_BYTES = 1 << 30
 
 
 def capability(target: Target) -> Capability:
-    """What ONNX Runtime can do for a CPU; the same on every x86-64, only the speed differs."""
+    """What ONNX Runtime can do for a CPU: the same operators on every x86-64, in full 8-bit weights where the CPU has VNNI."""
     return Capability(
         precisions=frozenset({"fp32", "int8", "int8_dynamic"}),
         activation="uint8",
@@ -33,6 +33,8 @@ def capability(target: Target) -> Capability:
         opset=20,
         runs_here=_is_this_machine(target),
         quantize_outputs=True,
+        # Without VNNI the kernels add pairs of uint8 x int8 products in 16 bits, which saturate beyond weights of 63.
+        weight_limit=127 if any("vnni" in feature or "amx_int8" in feature for feature in target.features) else 63,
         refusals=REFUSALS,
     )
 

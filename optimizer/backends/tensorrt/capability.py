@@ -30,6 +30,9 @@ _SM75_REFUSALS: Mapping[str, str] = {
     **{f"fp32:{operator}": _SM75_MATRIX for operator in ("MatMul", "Gemm", "Einsum", *RECURRENT)},
 }
 
+_FUSED_HEADS = frozenset({16, 32, 64})
+"""Head sizes for which an attention in INT8 is one kernel, up to a length that depends on the architecture."""
+
 _PRECISIONS: frozenset[Precision] = frozenset({"fp32", "fp16", "bf16", "int8"})
 
 
@@ -45,6 +48,8 @@ def capability_of(target: Target, runs_here: bool) -> Capability:
         runs_here=runs_here,
         fused_operators=frozenset({"Gelu", "HardSwish", "LayerNormalization"}),
         scalar_weight_scale=True,
+        attention_head_sizes=_FUSED_HEADS,
+        attention_length=352 if turing else 512,
         float_bias=True,
         dynamic_shapes=False,  # one engine, one shape; a range of shapes is what the graph's metadata asks for
         refusals={**_REFUSALS, **(_SM75_REFUSALS if turing else {})},
