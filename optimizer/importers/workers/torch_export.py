@@ -93,7 +93,7 @@ def dynamo(network: nn.Module, feeds: dict[str, torch.Tensor], free: Mapping[str
     """torch.export's graph; free dimensions by name. Returns the opset it was written in."""
     shapes = {name: free.get(name) for name in feeds} if free else None
     program = torch.onnx.export(
-        network, (), kwargs=feeds, dynamo=True, opset_version=OPSETS["dynamo"], dynamic_shapes=shapes, verbose=False
+        network, (), kwargs=feeds, dynamo=True, opset_version=OPSETS["dynamo"], dynamic_shapes=shapes, verbose=False, optimize=False
     )
     program.save(out, external_data=sum(tensor.nbytes for tensor in network.state_dict().values()) > INLINE)
     return program.model.opset_imports.get("")
