@@ -81,8 +81,8 @@ class Built:
 class Parity:
     """The answer to "does the engine lose less than the budget?", with one-sided 95 % bounds of the drop.
 
-    `drop`, `low`, `high` and `budget` are in the metric's own unit, positive where the engine is worse. `metric` scores
-    are None where there is nothing to measure (no evaluation data).
+    `drop`, `low`, `high` and `budget` are in the metric's own unit, positive where the engine is worse; `threshold` is the
+    parent's metric less the budget, which the engine must keep. Scores are None where there is nothing to measure.
     """
 
     verdict: Verdict
@@ -98,6 +98,7 @@ class Parity:
     gated_on: str
     reason: str
     notes: tuple[str, ...] = ()
+    threshold: float | None = None
 
 
 @dataclass(frozen=True)

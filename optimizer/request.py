@@ -82,6 +82,7 @@ def request_from_words(
         raise InputError("Random calibration is not taken under --ci.", "Give real samples with --calibration.")
     if merged.get("calibration") and merged.get("random_calibration"):
         raise InputError("Calibration data and random calibration were both asked for.", "Choose one.")
+    _refuse_what_nothing_could_honour(merged)
     return Request(
         model=Path(model),
         output=Path(output),
@@ -89,6 +90,18 @@ def request_from_words(
         folder=here,
         **{name: _READ.get(name, _as_given)(name, value) for name, value in merged.items()},
     )
+
+
+def _refuse_what_nothing_could_honour(merged: Mapping[str, Any]) -> None:
+    """A demand that the rest of the words leave without effect would be dropped in silence."""
+    for name in ("metric", "min_metric"):
+        if merged.get(name) is not None and not merged.get("evaluation"):
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(
+                f"{option} is about held-out data, and there is none.", f"Give samples with --evaluation, or leave {option} out."
+            )
+    if merged.get("plan") is not None and merged.get("precision", "auto") != "auto":
+        raise InputError("A plan and a precision were both asked for, and a plan says the precision of every layer.", "Choose one.")
 
 
 def _as_given(name: str, value: Any) -> Any:
@@ -113,6 +126,12 @@ def _number(name: str, value: Any) -> float:
 def _whole(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < (1 if name == "threads" else 0):
         raise InputError(f"{name} must be a whole number, not {value!r}.", "Leave it out, or give one.")
+    return value
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(f"{name.replace('_', '-')} is either true or false, not {value!r}.", "Write it without quotes.")
     return value
 
 
@@ -173,6 +192,9 @@ _READ: Mapping[str, Callable[[str, Any], Any]] = {
     "min_speedup": _number,
     "threads": _whole,
     "seed": _whole,
+    "random_calibration": _flag,
+    "require_measured": _flag,
+    "ci": _flag,
     "max_drop": _text,
     "calibration": _text,
     "evaluation": _text,

@@ -13,7 +13,16 @@ if TYPE_CHECKING:
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Standard output carries JSON and nothing else.")
 
-ci = click.option("--ci", is_flag=True, help="For a CI job: no colour, no bars, no random calibration, a job summary.")
+
+def _without_colour(context: click.Context, _option: click.Parameter, wanted: bool) -> bool:
+    if wanted:
+        context.color = False
+    return wanted
+
+
+ci = click.option(
+    "--ci", is_flag=True, callback=_without_colour, help="For a CI job: no colour, no bars, no random calibration, a job summary."
+)
 
 threads = click.option("--threads", type=int, metavar="N", help="Threads that an engine may use.")
 

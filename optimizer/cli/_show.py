@@ -27,16 +27,25 @@ TITLES = {
     6: "VERIFICATION FAILED",
     130: "INTERRUPTED",
 }
-_COLOURS = {0: "green", 4: "yellow", 130: "yellow"}
+_INCONCLUSIVE = 4
+_COLOURS = {0: "green", _INCONCLUSIVE: "yellow", 130: "yellow"}
 
 
-def ending(code: int, words: str, title: str | None = None) -> int:
-    """The last line of every command, on standard error: `PASS (exit 0): ...`; returns the code."""
+def ending(code: int, words: str, title: str | None = None, *, ci: bool = False) -> int:
+    """The last line of every command, on standard error: `PASS (exit 0): ...`; returns the code.
+
+    With `ci` it has no colour, and where the CI takes annotations, what is no PASS becomes one before it.
+    """
     from optimizer.report.escape import printable
 
-    name = click.style(f"{title or TITLES[code]} (exit {code})", fg=_COLOURS.get(code, "red"), bold=True)
+    told = printable(" ".join(words.split()))
+    name = f"{title or TITLES[code]} (exit {code})"
     sys.stdout.flush()
-    click.echo(f"{name}: {printable(' '.join(words.split()))}", err=True)
+    if ci and code and os.environ.get("GITHUB_ACTIONS") == "true":
+        kind = "warning" if code == _INCONCLUSIVE else "error"
+        click.echo(f"::{kind} title={name}::{told.replace('%', '%25')}", err=True, color=False)
+    name = click.style(name, fg=_COLOURS.get(code, "red"), bold=True)
+    click.echo(f"{name}: {told}", err=True, color=False if ci else None)
     return code
 
 

@@ -14,7 +14,7 @@ from optimizer.cli import _options, _progress, _show
 @_options.seconds
 @click.option("--evaluation", metavar="DATA", help="Run on these samples instead of random numbers.")
 @_options.shapes
-@_options.threads
+@click.option("--threads", type=int, metavar="N", help="Threads for models; an engine keeps those that it was built with.")
 @_options.seed
 @_options.as_json
 @_options.ci
@@ -60,5 +60,5 @@ def command(
     fastest = min(timings, key=lambda name: timings[name].milliseconds)
     best = timings[fastest]
     return _show.ending(
-        0, f"{fastest} is the fastest: {best.ratio:.2f}x {found.baseline} [{best.low:.2f}, {best.high:.2f}] on {best.timed_on}"
+        0, f"{fastest} is the fastest: {best.ratio:.2f}x {found.baseline} [{best.low:.2f}, {best.high:.2f}] on {best.timed_on}", ci=ci
     )

@@ -61,4 +61,4 @@ def command(model: Path, output: Path, config: Path | None, as_json: bool, ci: b
         _show.job_summary(outcome.report)
     for page in sorted(outcome.folder.glob("report.html")) or sorted(outcome.folder.glob("*/report.html")):
         _show.line(f"report: {page}", err=True)
-    return _show.ending(outcome.exit_code, outcome.headline)
+    return _show.ending(outcome.exit_code, outcome.headline, ci=request.ci)

@@ -79,16 +79,17 @@ def main() -> NoReturn:
 
 def run(arguments: Sequence[str]) -> int:
     """Run a command line; the exit code. Every way it can end has told its name on the last line of standard error."""
+    ci = "--ci" in arguments
     try:
         code = commands.main(list(arguments), prog_name="optimize", standalone_mode=False)
     except OptimizeError as error:
-        return _show.ending(error.exit_code, f"{error.reason} {error.remedy}", error.title)
+        return _show.ending(error.exit_code, f"{error.reason} {error.remedy}", error.title, ci=ci)
     except click.UsageError as error:
         if error.ctx is not None:
             click.echo(error.ctx.get_usage(), err=True)
-        return _show.ending(2, error.format_message())
+        return _show.ending(2, error.format_message(), ci=ci)
     except click.ClickException as error:
-        return _show.ending(2, error.format_message())
+        return _show.ending(2, error.format_message(), ci=ci)
     except (click.Abort, KeyboardInterrupt):
         return _show.ending(_INTERRUPTED, "stopped, nothing was left behind")
     except SystemExit:
@@ -96,7 +97,7 @@ def run(arguments: Sequence[str]) -> int:
         return _show.ending(_INTERRUPTED, "standard output was closed before everything was told")
     except Exception as error:
         traceback.print_exc()
-        return _show.ending(1, f"{type(error).__name__}: {error}. Please report this with the lines above.")
+        return _show.ending(1, f"{type(error).__name__}: {error}. Please report this with the lines above.", ci=ci)
     return code if isinstance(code, int) else 0
 
 

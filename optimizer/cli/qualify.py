@@ -41,6 +41,8 @@ def command(engine: Path, own: Path | None, model: Path | None, evaluation: str 
         for note in found.notes:
             _show.line(f"note: {note}")
     if parity is None:
-        return _show.ending(0, f"{timing.milliseconds:.3g} ms on {found.device}, not gated here; the attestation is in {engine.name}")
+        return _show.ending(
+            0, f"{timing.milliseconds:.3g} ms on {found.device}, not gated here; the attestation is in {engine.name}", ci=ci
+        )
     judged = f"{parity.metric} {dropped(parity.drop, parity.low, parity.high, parity.metric)}: {parity.reason}"
-    return _show.ending(_CODES[parity.verdict], f"{timing.milliseconds:.3g} ms on {found.device}; {judged}")
+    return _show.ending(_CODES[parity.verdict], f"{timing.milliseconds:.3g} ms on {found.device}; {judged}", ci=ci)

@@ -37,6 +37,7 @@ __all__ = [
     "question_from_words",
     "undecided",
     "verdict_on",
+    "with_minimum",
 ]
 
 
@@ -63,7 +64,20 @@ def verdict_on(question: Question, answers: Outputs, *, gated_on: str) -> Parity
         raise InputError(f"The engine gave {len(answers)} answers where the parent gave {len(question.parent)}.", "Rebuild it.")
     budget = absolute(question.budget, parent.value, metric)
     part = Parity(
-        "fail", metric.name, parent.value, engine.value, budget, None, None, None, len(answers), None, gated_on, "", question.notes
+        verdict="fail",
+        metric=metric.name,
+        parent=parent.value,
+        engine=engine.value,
+        budget=budget,
+        drop=None,
+        low=None,
+        high=None,
+        samples=len(answers),
+        samples_needed=None,
+        gated_on=gated_on,
+        reason="",
+        notes=question.notes,
+        threshold=question.threshold,
     )
     if engine.broken and not np.isfinite(engine.value):
         return replace(part, engine=None, reason=f"the engine gives NaN or infinity on {engine.broken} of {len(answers)} samples")
@@ -136,6 +150,17 @@ def _reason(verdict: Verdict, samples: int, drop: float, budget: float, needed: 
     more = max(needed.median - samples, 1)
     span = f"{needed.low:,} and {needed.high:,}" if needed.high is not None else f"{needed.low:,} and more than can be told"
     return f"about {more:,} more samples would decide it (in all about {needed.median:,}, between {span})"
+
+
+def with_minimum(parity: Parity, question: Question, engine: Callable[[Arrays], Arrays], samples: Samples, track: Track = silent) -> Parity:
+    """A verdict that was found without the question (an engine with no lossy step) together with its --min-metric: an engine as
+    exact as a ruined parent can't pass either."""
+    if question.min_metric is None:
+        return parity
+    answers = collect(engine, samples, question.metric, question.labels, like=question.parent.reading, track=track)
+    scores = scores_of(question.metric, answers, question.parent, question.labels)
+    verdict, reason = _with_minimum(question, scores, parity.verdict, parity.reason)
+    return replace(parity, verdict=verdict, reason=reason)
 
 
 def _with_minimum(question: Question, engine: Scores, verdict: Verdict, reason: str) -> tuple[Verdict, str]:

@@ -112,6 +112,8 @@ def question_from_words(request: Request, model: Model, samples: Samples, track:
     else:
         metric, note = default_metric(request.task, model.outputs, samples.labels)
     budget = budget_from_words(request.max_drop)
+    if metric is None and request.min_metric is not None:
+        raise InputError(f"--min-metric has nothing to measure: {note}.", "Add labels to the evaluation data, or choose a --metric.")
     if metric is None:
         return NoQuestion(note)
     reference = Reference(model.graph, threads=request.threads or 1, optimized=True)

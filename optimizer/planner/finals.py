@@ -12,7 +12,7 @@ import onnx_ir as ir
 from kernels.timing import race
 from optimizer.data import Samples
 from optimizer.engine import Arrays, Candidate, Engine, Parity
-from optimizer.parity.gate import NoQuestion, Question, gate, judge, judge_lossless, undecided
+from optimizer.parity.gate import NoQuestion, Question, gate, judge, judge_lossless, undecided, with_minimum
 from optimizer.planner.pareto import finalists, leaner
 from optimizer.planner.problem import Problem
 from optimizer.planner.search import opened
@@ -106,7 +106,10 @@ def _judged(problem: Problem, candidate: Candidate, evidence: Evidence, track: T
     track(f"gate: {candidate.name}", 0, 0)
     with _open(problem, candidate) as engine:
         if candidate.plan.lossless:
-            return judge_lossless(evidence.parent, engine.run, evidence.feeds, gated_on=gated_on)
+            exact = judge_lossless(evidence.parent, engine.run, evidence.feeds, gated_on=gated_on)
+            if not isinstance(evidence.question, Question) or evidence.samples is None:
+                return exact
+            return with_minimum(exact, evidence.question, engine.run, evidence.samples, track)
         if evidence.question is None or evidence.samples is None:
             why = "there is no evaluation data, and what a lower precision loses can't be told without held-out samples"
             return undecided("none", gated_on, why)

@@ -90,20 +90,7 @@ def test_every_word_reaches_the_request(optimize: Run, asked: list[Any]) -> None
         *("build", "net.th", "-o", "out", "--target", "cpu", "--target", "l4", "--backend", "onnxruntime", "--precision", "int8"),
         *("--calibration", "c.npz", "--evaluation", "e.npz", "--task", "classification", "--metric", "top1", "--max-drop", "0.5pp"),
         *("--min-metric", "0.8", "--min-speedup", "1.5", "--shapes", "x=1x3x32x32", "--shapes", "y=1:2:4"),
-        *(
-            "--factory",
-            "net.py:make",
-            "--factory-arg",
-            "n=10",
-            "--factory-arg",
-            "m=a=b",
-            "--plan",
-            "p.json",
-            "--threads",
-            "1",
-            "--seed",
-            "7",
-        ),
+        *("--factory", "net.py:make", "--factory-arg", "n=10", "--factory-arg", "m=a=b", "--threads", "1", "--seed", "7"),
         *("--on-inconclusive", "fail", "--require-measured"),
     )
     assert ended.code == 0
@@ -124,12 +111,16 @@ def test_every_word_reaches_the_request(optimize: Run, asked: list[Any]) -> None
         shapes={"x": Shape(*[(1, 3, 32, 32)] * 3), "y": Shape((1,), (2,), (4,))},
         factory="net.py:make",
         factory_args={"n": "10", "m": "a=b"},
-        plan=Path("p.json"),
         threads=1,
         seed=7,
         on_inconclusive="fail",
         require_measured=True,
     )
+
+
+def test_a_plan_reaches_the_request(optimize: Run, asked: list[Any]) -> None:
+    assert optimize("net.onnx", "-o", "out", "--plan", "p.json").code == 0
+    assert asked[1] == Request(model=Path("net.onnx"), output=Path("out"), plan=Path("p.json"))
 
 
 def test_the_options_are_what_a_request_can_hold() -> None:
@@ -208,3 +199,23 @@ def test_progress_is_told_in_plain_lines_where_there_is_no_terminal(optimize: Ru
     ended = optimize("net.onnx", "-o", "out", "--json")
     assert ended.err.splitlines()[0] == "calibrating ..."
     assert "calibrating: 2 of 2" in ended.err
+
+
+@pytest.mark.parametrize(("verdict", "code", "kind"), [("fail", 3, "error"), ("inconclusive", 4, "warning")])
+def test_in_ci_what_is_no_pass_is_an_annotation_where_the_ci_takes_them(
+    optimize: Run, asked: list[Any], monkeypatch: pytest.MonkeyPatch, verdict: str, code: int, kind: str
+) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    asked[0].append(a_report(verdict, code))
+    ended = optimize("net.onnx", "-o", "out", "--ci", "--json")
+    *_, annotation, last = ended.err.splitlines()
+    assert annotation.startswith(f"::{kind} title={verdict.upper()} (exit {code})::INT8, not timed; top1 80.00 %25")
+    assert last.startswith(f"{verdict.upper()} (exit {code}): ")
+    assert "::" not in optimize("net.onnx", "-o", "out").err
+
+
+def test_in_ci_an_error_is_an_annotation_too(optimize: Run, asked: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    asked[0].append(InputError("It is empty\n::set-output name=x::1.", "Give a whole one."))
+    annotations = [line for line in optimize("net.onnx", "-o", "out", "--ci").err.splitlines() if line.startswith("::")]
+    assert annotations == ["::error title=WRONG INPUT (exit 2)::It is empty ::set-output name=x::1. Give a whole one."]

@@ -74,6 +74,11 @@ def test_words_that_are_no_shape_are_refused(words: str) -> None:
         ({"colour": "red"}, "no option 'colour'"),
         ({"ci": True, "random_calibration": True}, "not taken under --ci"),
         ({"calibration": "a.npz", "random_calibration": True}, "both asked for"),
+        ({"metric": "top1"}, "--metric is about held-out data"),
+        ({"min_metric": 0.8}, "--min-metric is about held-out data"),
+        ({"plan": "plan.json", "precision": "int8"}, "says the precision of every layer"),
+        ({"random_calibration": "false"}, "random-calibration is either true or false"),
+        ({"require_measured": 1}, "require-measured is either true or false"),
     ],
 )
 def test_wrong_words_are_refused_with_the_reason(words: dict, reason: str) -> None:

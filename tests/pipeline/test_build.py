@@ -91,6 +91,17 @@ def test_a_speed_that_is_not_reached_is_a_fail_with_a_report_and_no_engine(make:
     assert {file.name for file in outcome.folder.iterdir()} == {"report.json", "report.html", "junit.xml"}
 
 
+def test_what_loses_nothing_still_has_to_reach_the_metric_that_is_asked(make: Make, build: Build) -> None:
+    folder = make()
+    data = dict(np.load(folder / "evaluation.npz"))
+    data["y"] = (data["y"] + (np.arange(len(data["y"])) % 2)) % 10  # a parent that is right half of the time
+    np.savez(folder / "evaluation.npz", **data)
+    outcome, report = build(folder, precision="fp32", min_metric=0.8)
+    assert outcome.exit_code == 3
+    assert "does not reach the 0.8 that --min-metric asks" in report["gate"]["reason"]
+    assert build(folder, precision="fp32", min_metric=0.4)[0].exit_code == 0
+
+
 def test_a_budget_that_can_not_be_met_ships_the_plan_that_loses_nothing(make: Make, build: Build) -> None:
     outcome, report = build(make(), max_drop="0.0001pp")
     assert outcome.exit_code == 0
