@@ -6,10 +6,13 @@ takes one scale a column and adds the bias; an LSTM becomes com.microsoft's Dyna
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
-from optimizer.graph import constant
+from optimizer.graph import constant, readers
 from optimizer.model import is_layer
 from optimizer.plan import Capability, Plan
 from optimizer.precision import weights
@@ -62,11 +65,28 @@ def integer_product(writer: Writer, node: ir.Node, read: ir.Value, step: ir.Valu
         zero,
         writer.constant(f"{value.name}/zero_point", np.zeros(len(scales), np.int8)),
     ]
-    bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    bias = constant(node.inputs[2]) if len(node.inputs) > 2 else _taken_from_behind(writer, node, len(scales))
     if bias is not None:
         row = np.broadcast_to(bias.astype(np.float32).reshape(-1), scales.shape)
         inputs.append(writer.constant(f"{node.name}/bias", np.ascontiguousarray(row)))
     writer.replace(node, DOMAIN, "MatMulIntegerToFloat", inputs)
+
+
+def _taken_from_behind(writer: Writer, node: ir.Node, columns: int) -> NDArray[Any] | None:
+    """The bias that a float Add alone puts on the product, which then adds 0 and is left out by ONNX Runtime: a kernel less."""
+    after = readers(node.outputs[0])
+    if len(after) != 1 or after[0].op_type != "Add" or node.outputs[0].is_graph_output():
+        return None
+    add = after[0]
+    if add.outputs[0].is_graph_output():  # where ONNX Runtime leaves nothing out
+        return None
+    place = 1 if add.inputs[0] is node.outputs[0] else 0
+    bias = constant(add.inputs[place])
+    row = bias is not None and bias.dtype == np.float32 and bias.shape == (*[1] * (bias.ndim - 1), columns)
+    if bias is None or not row or node.outputs[0].shape is None or bias.ndim > len(node.outputs[0].shape):
+        return None
+    add.replace_input_with(place, writer.constant(f"{add.name}/nothing", np.float32(0)))
+    return bias
 
 
 def _lstm(writer: Writer, node: ir.Node, limit: int) -> None:

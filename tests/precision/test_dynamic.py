@@ -103,3 +103,20 @@ def test_static_and_dynamic_layers_live_in_one_graph(transformer, cpu, samples, 
     graph = typed(transformer, ranged(transformer, plan, cpu, feeds), cpu)
     onnx.checker.check_model(ir.to_proto(graph), full_check=True)
     assert sqnr(Reference(transformer.graph).run(feeds)["y"], Reference(graph, optimized=True).run(feeds)["y"]) > 35
+
+
+BIASED = "g (float[1, 5, 8] x) => (float[1, 5, 16] y) { p = MatMul(x, weight)  shifted = Add(p, bias)  y = Tanh(shifted) }"
+
+
+def test_a_bias_behind_a_product_is_added_by_its_kernel(model, dynamic, samples, sqnr, kernels):
+    biased = model(BIASED, {"weight": (8, 16), "bias": (16,)})
+    graph = dynamic(biased)
+    feeds = samples(biased)
+    assert sqnr(Reference(biased.graph).run(feeds)["y"], Reference(graph).run(feeds)["y"]) > 30
+    assert "Add" not in kernels(graph)
+    assert "shifted" in [node.name for node in graph.graph], "the layer stays, to be told as folded"
+
+
+@pytest.mark.parametrize("bias", [(1,), (5, 1), (1, 5, 16)])
+def test_what_is_no_row_of_the_product_is_added_as_before(bias, model, dynamic, kernels):
+    assert "Add" in kernels(dynamic(model(BIASED, {"weight": (8, 16), "bias": bias})))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from optimizer.backends.onnxruntime.correspondence import Kernel, constant_nodes, kernels
 from optimizer.backends.onnxruntime.operators import APPENDED, COMPUTES_INT8, MOVES, MOVES_INT8, REFUSALS, VIEWS
 from optimizer.backends.onnxruntime.profile import Profile
 from optimizer.engine import Realised
-from optimizer.graph import readers
+from optimizer.graph import constant, readers
 from optimizer.model import PLANNED, is_layer
 
 _DYNAMIC = frozenset({"DynamicQuantizeMatMul", "DynamicQuantizeLSTM"})
@@ -21,6 +22,8 @@ _WORTH_TELLING = 0.05
 _TWO_OPERANDS = frozenset({"Conv", "MatMul", "Gemm", "Add", "Mul", "Where"})
 _SOURCE = {"MatMulIntegerToFloat": "MatMul", "MatMulInteger": "MatMul", "ConvInteger": "Conv", "DynamicQuantizeLSTM": "LSTM"}
 """What the user calls an operator that a layer was written as to run in dynamic INT8."""
+
+_CLIPS = frozenset({"Clip", "Relu"})
 
 _BIAS = 6
 """Where MatMulIntegerToFloat has its bias."""
@@ -33,13 +36,13 @@ def realised(typed: ir.Model, profile: Profile) -> tuple[Realised, ...]:
     """One entry a layer of `typed`, in its order. The time of a kernel stands with the layer that it is mainly about."""
     found = kernels(typed, profile.optimized)
     types = _types(profile.optimized)
-    constant = constant_nodes(typed.graph)
+    computed = constant_nodes(typed.graph)
     by_layer: dict[str, list[Kernel]] = {}
     for kernel in found:
         for layer in kernel.layers:
             by_layer.setdefault(layer, []).append(kernel)
     return tuple(
-        _layer(node, by_layer.get(node.name or "", []), types, profile, node in constant) for node in typed.graph if is_layer(node)
+        _layer(node, by_layer.get(node.name or "", []), types, profile, node in computed) for node in typed.graph if is_layer(node)
     )
 
 
@@ -52,11 +55,11 @@ def notes(profile: Profile) -> tuple[str, ...]:
     return tuple(told)
 
 
-def _layer(node: ir.Node, kernels: Sequence[Kernel], types: dict[ir.Value, ir.DataType], profile: Profile, constant: bool) -> Realised:
+def _layer(node: ir.Node, kernels: Sequence[Kernel], types: dict[ir.Value, ir.DataType], profile: Profile, known: bool) -> Realised:
     name, planned = node.name or "", node.metadata_props.get(PLANNED, "fp32")
     operator = _operator(node)
     if not kernels:
-        return Realised(name, operator, planned, "folded", reason=_why_folded(node, constant))
+        return Realised(name, operator, planned, "folded", reason=_why_folded(node, known))
     precisions = [_of_layer(name, kernel, types) for kernel in kernels]
     precision = next((word for word in precisions if word.startswith("int8")), next(filter(None, precisions), planned))
     own = [kernel for kernel in kernels if kernel.main == name]
@@ -73,11 +76,15 @@ def _operator(node: ir.Node) -> str:
     return _SOURCE.get(node.op_type, node.op_type)
 
 
-def _why_folded(node: ir.Node, constant: bool) -> str:
-    if constant:
+def _why_folded(node: ir.Node, known: bool) -> str:
+    if known:
         return "it depends on no input, so ONNX Runtime computed it before the run"
     if node.op_type in MOVES:
         return "it only moves numbers, and ONNX Runtime found a way without it"
+    if node.op_type == "Add" and any(constant(value) is not None and not np.any(constant(value)) for value in node.inputs):
+        return "the kernel before it adds its numbers"
+    if node.op_type in _CLIPS:
+        return "the kernel before it clips"
     return "nothing reads it any more, or ONNX Runtime found its numbers elsewhere"
 
 
