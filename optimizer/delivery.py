@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def deliver(prepared: Prepared, target: Target, folder: Path, scratch: Path, tra
         UnavailableError: target, backend or precision can't be had.
     """
     problem, notes = _problem(prepared, target)
-    candidates = list(search(problem, scratch, track))
+    candidates = list(search(problem, prepared.numeric[0], scratch, track))
     candidates = timed(problem, candidates, prepared.numeric[0], track)
     evidence = Evidence(prepared.imported.graph, prepared.numeric, prepared.question, prepared.evaluation)
     candidates, subject = gated(problem, candidates, evidence, track)
@@ -79,12 +79,14 @@ def _problem(prepared: Prepared, target: Target) -> tuple[Problem, tuple[str, ..
     chosen = _backend(request.backends, target)
     capability = backend(chosen).capability(target)
     model, notes = _shaped(prepared, capability)
+    knobs, choices = _knobs(chosen, target, request.threads)
     problem = Problem(
         model=model,
         backend=chosen,
         target=target,
         capability=capability,
-        knobs=_knobs(chosen, target, request.threads),
+        knobs=knobs,
+        choices=choices,
         wanted=request.precision,
         table=prepared.table,
         screening=prepared.screening,
@@ -110,12 +112,15 @@ def _backend(asked: Sequence[str], target: Target) -> str:
     return found[0]
 
 
-def _knobs(name: str, target: Target, threads: int | None) -> Knobs:
-    """The first choice of each knob; the number of threads as asked, else one for each core."""
-    knobs = {knob: choices[0] for knob, choices in backend(name).knobs(target).items()}
-    if "threads" in knobs:
-        knobs["threads"] = threads if threads is not None else target.cores
-    return knobs
+def _knobs(name: str, target: Target, threads: int | None) -> tuple[Knobs, Mapping[str, Sequence[int | float | str | bool]]]:
+    """The first choice of each knob, the number of threads as asked, and what the tuner may choose from: threads, if not asked."""
+    choices = backend(name).knobs(target)
+    knobs = {knob: values[0] for knob, values in choices.items()}
+    if "threads" not in knobs:
+        return knobs, {}
+    if threads is None:
+        return knobs, {"threads": choices["threads"]}
+    return {**knobs, "threads": threads}, {}
 
 
 def _shaped(prepared: Prepared, capability: Capability) -> tuple[Model, tuple[str, ...]]:

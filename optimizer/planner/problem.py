@@ -20,7 +20,8 @@ class Problem:
     """One model for one backend and target.
 
     `screening` are a few calibration-side feeds with `parent`, the unquantized model's outputs on them; both are empty where
-    there is no calibration data, and then no plan needs any.  `wanted` is "auto" or the precision asked for by name.
+    there is no calibration data, and then no plan needs any.  `wanted` is "auto" or the precision asked for by name, `choices` are
+    the values that the tuner may give to a knob.
     """
 
     model: Model
@@ -29,6 +30,7 @@ class Problem:
     capability: Capability
     knobs: Knobs
     wanted: str
+    choices: Mapping[str, Sequence[int | float | str | bool]] = field(default_factory=dict)
     table: Table | None = None
     screening: Sequence[Arrays] = ()
     parent: Sequence[Mapping[str, NDArray[Any]]] = ()

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from calibration.ranges import METHODS
 from optimizer.backends import backend
-from optimizer.engine import Built, Candidate, Engine, Realised
+from optimizer.engine import Arrays, Built, Candidate, Engine, Realised
 from optimizer.errors import InputError, OptimizeError, UnavailableError
 from optimizer.model import PLANNED, is_layer
 from optimizer.plan import Plan, Precision
@@ -18,6 +18,7 @@ from optimizer.planner.distance import Distance, distance
 from optimizer.planner.moves import everywhere, half, mixed, ranged, unquantized, without_the_worst
 from optimizer.planner.problem import Problem
 from optimizer.planner.sensitivity import sensitivities
+from optimizer.planner.tuning import tuned
 from optimizer.precision import typed
 from optimizer.progress import Track, silent
 from optimizer.reference import Reference, simulated
@@ -29,10 +30,11 @@ _FEW = 4
 """Samples that sensitivities are measured on: the difference between layers is orders of magnitude."""
 
 
-def search(problem: Problem, folder: Path, track: Track = silent) -> Iterator[Candidate]:
+def search(problem: Problem, feed: Arrays, folder: Path, track: Track = silent) -> Iterator[Candidate]:
     """Candidates as they come, the unquantized one first: built in folders of their own under `folder`, screened, not timed.
 
-    A plan that can't be built is a candidate too, with outcome "not built" and the reason.
+    The backend's knobs are chosen on the unquantized engine, by its time on `feed`, and are the same for all.  A plan that can't
+    be built is a candidate too, with outcome "not built" and the reason.
 
     Raises:
         UnavailableError: the precision that was asked for by name can't be had from this backend for this target.
@@ -42,7 +44,14 @@ def search(problem: Problem, folder: Path, track: Track = silent) -> Iterator[Ca
     if problem.table is None and problem.wanted in ("auto", "int8") and problem.given is None and "int8" in problem.capability.precisions:
         why = "static INT8 needs ranges, and there is no calibration data: give samples with --calibration"
         yield Candidate("int8", problem.plan(problem.capability.base, "left out"), outcome="not built", reason=why)
-    for number, (name, plan) in enumerate(_plans(problem, track), 1):
+    (first, plan), *_ = unquantized(problem)
+    baseline = _built(problem, first, plan, folder / first, track)
+    knobs, told = tuned(problem, baseline, feed, track)
+    if knobs != problem.knobs:
+        problem = replace(problem, knobs=knobs)
+        baseline = _built(problem, first, replace(plan, knobs=knobs, reason=f"{plan.reason}; {told}"), folder / f"{first} tuned", track)
+    yield baseline
+    for number, (name, plan) in enumerate(_plans(problem, first, track), 1):
         track(f"building {name}", number, 0)
         yield _built(problem, name, plan, folder / str(number), track)
 
@@ -64,12 +73,11 @@ def _refuse(problem: Problem) -> None:
         raise InputError("INT8 needs calibration data: its ranges have to come from somewhere.", "Give samples with --calibration.")
 
 
-def _plans(problem: Problem, track: Track) -> Iterator[tuple[str, Plan]]:
-    yield from unquantized(problem)
+def _plans(problem: Problem, first: str, track: Track) -> Iterator[tuple[str, Plan]]:
+    """What is tried beside the unquantized plan `first`."""
     if problem.given is not None:
         yield "given plan", replace(problem.given, knobs=problem.knobs, shapes=problem.shapes)
         return
-    first = next(unquantized(problem))[0]
     for precision in ("bf16", "fp16"):
         if precision != first and (problem.wanted == precision or (problem.wanted == "auto" and problem.capability.base == precision)):
             yield precision, half(problem, precision)
