@@ -1,6 +1,6 @@
-"""The demo's model: which digit is it, from the energy of small filters, as keyword spotters hear words.
+"""The demo's model: which digit is it, from the energy of small filters, as sensors report it.
 
-An energy front end (filters, squared, logarithm) feeds a small transformer over the 64 pixels of an 8x8 image.
+An energy front end (filters of different gain, squared) feeds a small transformer over the 64 pixels of an 8x8 image.
 """
 
 from __future__ import annotations
@@ -10,14 +10,19 @@ from torch import Tensor, nn
 
 
 class Energy(nn.Module):
-    """Logarithm of the energy in a bank of 3x3 filters: values over many orders of magnitude, like a log-mel spectrum."""
+    """The energy at each pixel in a bank of 3x3 filters, each with a gain of its own: channels over four orders of magnitude, as
+
+    sensors in different units give them.  The layer that reads them brings them to one scale by its weights.
+    """
 
     def __init__(self, filters: int) -> None:
         super().__init__()
         self.bank = nn.Conv2d(1, filters, 3, padding=1, bias=False)
+        self.register_buffer("gain", torch.logspace(-1, 1, filters).reshape(1, filters, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
-        return torch.log(self.bank(image).square() + 1e-6)
+        """(batch, 1, 8, 8) -> (batch * 64, filters), a row for each pixel."""
+        return (self.bank(image) * self.gain).square().flatten(2).transpose(1, 2).flatten(0, 1)
 
 
 class Block(nn.Module):
@@ -44,7 +49,7 @@ class Block(nn.Module):
 class Digits(nn.Module):
     """float32 images (batch, 1, 8, 8) with values 0 to 1 -> scores (batch, 10)."""
 
-    def __init__(self, width: int = 128, heads: int = 2, hidden: int = 640, blocks: int = 1, filters: int = 24) -> None:
+    def __init__(self, width: int = 128, heads: int = 2, hidden: int = 640, blocks: int = 1, filters: int = 32) -> None:
         super().__init__()
         self.energy = Energy(filters)
         self.embed = nn.Linear(filters, width)
@@ -54,7 +59,11 @@ class Digits(nn.Module):
         self.classify = nn.Linear(width, 10)
 
     def forward(self, image: Tensor) -> Tensor:
-        x = torch.relu(self.embed(self.energy(image).flatten(2).transpose(1, 2)) + self.position)
+        return self.read(self.energy(image))
+
+    def read(self, energies: Tensor) -> Tensor:
+        """Scores for the energies of 64 pixels an image."""
+        x = torch.relu(self.embed(energies).unflatten(0, (-1, 64)) + self.position)
         for block in self.blocks:
             x = block(x)
         return self.classify(self.norm(x.mean(1)))
