@@ -127,9 +127,11 @@ def is_layer(node: ir.Node) -> bool:
 def joined(names: Iterable[str]) -> str:
     """One name for layers that became one: `layer1.0.conv1`, `layer1.0.bn1` -> `layer1.0.conv1+bn1`.
 
-    A name of the same parent module as the first is shortened to its last part; repeats are left out.
+    A name of the same parent module as the first is shortened to its last part; repeats are left out, and so is a piece of a call
+    whose name is there (`fc/Add` beside `fc`).
     """
     parts = list(dict.fromkeys(part for name in names for part in _parts(name)))
+    parts = [part for part in parts if part.rpartition("/")[0] not in parts]
     if not parts:
         return ""
     parent = parts[0].rpartition(".")[0]

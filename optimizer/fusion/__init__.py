@@ -18,7 +18,7 @@ from optimizer.fusion.shapes import fold_shapes
 from optimizer.graph import clone, infer_shapes, names
 from optimizer.model import Fusion, Model
 
-__all__ = ["ORDER", "Rule", "Step", "fuse", "step"]
+__all__ = ["ORDER", "SCAFFOLDING", "Rule", "Step", "fuse", "step"]
 
 OPSET = 20
 """The oldest opset that the rules are written for: axes are inputs, Gelu is an operator."""
@@ -57,6 +57,12 @@ ORDER: tuple[Step, ...] = (
     Step("unused", "after the rules, which leave old constants behind", remove_unused),
     Step("weights stored twice", "last, since a shared weight keeps scale and shift out", merge_initializers),
 )
+
+SCAFFOLDING: tuple[Step, ...] = (
+    *(each for each in ORDER if each.name in {"constants", "shapes", "unused"}),
+    step("types", "an exporter casts constants to the type of what they meet", identity.TYPES),
+)
+"""What takes away the arithmetic on sizes and constants that an exporter writes around the operators that the user called."""
 
 
 def fuse(model: Model, order: Sequence[Step] = ORDER) -> Model:

@@ -139,4 +139,6 @@ class CastLike(Rule):
         return op.Cast(x, to=y.dtype)
 
 
-RULES: tuple[Rule, ...] = (CastLike(), *(Removed(operator) for operator in UNCHANGED))
+TYPES: tuple[Rule, ...] = (CastLike(), Removed("Cast"))
+
+RULES: tuple[Rule, ...] = (*TYPES, *(Removed(operator) for operator in UNCHANGED if operator != "Cast"))

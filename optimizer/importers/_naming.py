@@ -1,22 +1,21 @@
 """Layers by the names that the user's PyTorch source gives them, read from what the exporters leave in a graph.
 
 A node is called after the module it belongs to: `layer3.2.conv2`; a functional op after the module that calls it and the op:
-`layer3.2.relu`, its second call there `layer3.2.relu#2`.  Where one call became several nodes, the one that does the work has
-the name, and the others add their operator: `fc` and `fc/Add`.
+`layer3.2.relu`, its second call there `layer3.2.relu#2`.  Where one call became several nodes, the one that does the work, else
+the one that gives the call's result, has the name, and the others add their operator: `fc` and `fc/Add`, `avgpool/Reshape` and
+`avgpool`.
 """
 
 from __future__ import annotations
 
 import ast
 import re
-from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import onnx_ir as ir
 
 from optimizer.graph import unique
-from optimizer.model import Fusion
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _DROPPED = ("pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node", "namespace", "pkg.torch.export.ExportedProgram.graph_signature")
@@ -37,23 +36,19 @@ class _Origin(NamedTuple):
     call: str
 
 
-def name_layers(model: ir.Model, modules: Mapping[str, str]) -> tuple[Fusion, ...]:
-    """Name the nodes of the main graph after `modules` (path to class), in place; returns the exporter's own BatchNorm folding."""
+def name_layers(model: ir.Model, modules: Mapping[str, str]) -> None:
+    """Name the nodes of the main graph after `modules` (path to class), in place."""
     origins = {node: _origin(node, modules) for node in model.graph}
-    calls = Counter(origins.values())
     parents = {path.rpartition(".")[0] for path in modules}
     layers = frozenset(path for path in modules if path and path not in parents and modules[path].startswith("torch.nn."))
+    workers = {origins[node] for node in model.graph if node.op_type in _WORKERS}
+    last = {origin: node for node, origin in origins.items()}
     taken: set[str] = set()
-    fusions = []
     for node in model.graph:
         origin = origins[node]
-        owner = _owner(node, modules)
-        base = owner if owner is not None else _base(origin, layers)
-        alone = calls[origin] == 1
-        node.name = unique(base if alone or node.op_type in _WORKERS else f"{base}/{node.op_type}", taken)
-        if owner not in {None, origin.module} and "BatchNorm" in modules.get(origin.module, ""):
-            fusions.append(Fusion(f"BatchNorm into {node.op_type}", (node.name, origin.module), node.name, by="exporter"))
-    return tuple(fusions)
+        base = _owner(node, modules) or _base(origin, layers)
+        plain = node.op_type in _WORKERS or (origin not in workers and last[origin] is node)
+        node.name = unique(base if plain else f"{base}/{node.op_type}", taken)
 
 
 def strip_metadata(model: ir.Model) -> None:
@@ -94,7 +89,7 @@ def _base(origin: _Origin, layers: frozenset[str]) -> str:
 
 
 def _owner(node: ir.Node, modules: Mapping[str, str]) -> str | None:
-    """The module whose weight a node multiplies with; a Conv with a BatchNorm folded in still has it."""
+    """The module whose weight a node multiplies with: an attention's functional `linear` is its `out_proj`."""
     if node.op_type not in _WORKERS or len(node.inputs) < 2 or node.inputs[1] is None or not node.inputs[1].is_initializer():
         return None
     module, _, parameter = (node.inputs[1].name or "").rpartition(".")

@@ -1,7 +1,8 @@
 """PyTorch checkpoints: weights and the user's factory become a graph in a process of their own, held against the network itself.
 
 The exporter that torch recommends goes first.  Where dimensions are free it may freeze one at the size it saw while declaring it
-free, so each is tried at two sizes; where the answers differ, torch's older exporter gets its turn, and the same trial.
+free, so each is tried at two sizes; where the answers differ, torch's older exporter gets its turn, and the same trial.  Neither
+optimizes: what they would fold, our fusion folds exactly and tells.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from optimizer.errors import InputError, UnavailableError
+from optimizer.fusion import SCAFFOLDING, fuse
 from optimizer.graph import names, unique
 from optimizer.importers import ImportRequest
 from optimizer.importers._naming import name_layers, strip_metadata
@@ -26,7 +28,7 @@ from optimizer.importers.onnx import TIDIED, load_graph
 from optimizer.model import Model, Source
 from optimizer.process import Child, isolated
 from optimizer.progress import Track, silent
-from optimizer.provenance import sha256_of_file, versions
+from optimizer.provenance import sha256_of_file, told, versions
 
 _WORKERS = Path(__file__).parent / "workers"
 _COMMAND = isolated(_WORKERS / "torch_export.py", _WORKERS / "optimize_checkpoint.py", _WORKERS / "optimize_inputs.py")
@@ -36,9 +38,14 @@ _WRONG = 1e-3
 
 @dataclass(frozen=True)
 class _Probe:
-    """What the network itself answers to made-up inputs; `words` say which dimension stands at which size."""
+    """What the network itself answers to made-up inputs; `words` say which dimension stands at which size.
+
+    `zeros`: all numbers in the inputs are 0.  Answers may then hang on rounding alone (equal scores ranked, a spread of 0 divided
+    by), so that only a number that is finite in the network and not in the graph proves a wrong graph.
+    """
 
     words: str
+    zeros: bool
     feeds: Mapping[str, NDArray[Any]]
     outputs: Sequence[NDArray[Any]]
 
@@ -124,15 +131,15 @@ def _exported(file: Path, how: ImportRequest, exporter: str) -> _Export:
                 if message.event["event"] == "model":
                     network = msgspec.convert(message.event, _Network)
                 elif message.event["event"] == "probe":
-                    probes.append(_probe(message.event["words"], message.arrays))
+                    probes.append(_probe(message.event, message.arrays))
             except (msgspec.ValidationError, KeyError):
                 raise child.nonsense() from None
     return _Export(network, probes, message.event.get("said"))
 
 
-def _probe(words: str, arrays: Mapping[str, NDArray[Any]]) -> _Probe:
+def _probe(event: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> _Probe:
     feeds = {name.removeprefix("in."): array for name, array in arrays.items() if name.startswith("in.")}
-    return _Probe(words, feeds, [array for name, array in arrays.items() if name.startswith("out.")])
+    return _Probe(event["words"], event["zeros"], feeds, [array for name, array in arrays.items() if name.startswith("out.")])
 
 
 def _held_against(file: Path, probes: Sequence[_Probe]) -> float:
@@ -156,7 +163,12 @@ def _held_against(file: Path, probes: Sequence[_Probe]) -> float:
         if [array.shape for array in found] != [array.shape for array in probe.outputs]:
             shapes = " and ".join(str([array.shape for array in arrays]) for arrays in (probe.outputs, found))
             raise _UnlikeError(f"at {probe.words} the shapes of their answers are {shapes}.")
-        worst = max(worst, *(_difference(*pair) for pair in zip(probe.outputs, found, strict=True)))
+        pairs = list(zip(probe.outputs, found, strict=True))
+        if probe.zeros:
+            if any(np.any(np.isfinite(wanted) & ~np.isfinite(array)) for wanted, array in pairs):
+                raise _UnlikeError(f"at {probe.words} the graph gives numbers that are not finite where the network's are.")
+            continue
+        worst = max(worst, *(_difference(*pair) for pair in pairs))
         if not worst <= _WRONG:
             raise _UnlikeError(f"at {probe.words} the graph's answers differ from the network's by {worst:.1e} of the largest.")
     return worst
@@ -174,24 +186,25 @@ def _difference(wanted: NDArray[Any], found: NDArray[Any]) -> float:
 
 
 def _model(file: Path, how: ImportRequest, graph: ir.Model, network: _Network, notes: tuple[str, ...]) -> Model:
-    """Names of the user's on layers and outputs; nothing of the user's paths."""
-    fusions = name_layers(graph, network.modules)
-    strip_metadata(graph)
-    taken = names(graph.graph)
-    for value, name in zip(graph.graph.outputs, network.outputs, strict=True):
-        if value.name != name:
-            value.name = unique(name, taken)
+    """Names of the user's on layers and outputs; nothing of the user's paths, nor of the exporter's own arithmetic."""
     source = Source(
         framework="pytorch",
         file=file.name,
         sha256=sha256_of_file(file),
-        factory=how.factory,
+        factory=told(how.factory, how.user_folder) if how.factory is not None else None,
         factory_args=how.factory_args,
         code_ran=True,
         versions={**versions("onnx", "onnx-ir", "onnxscript", "onnxruntime"), **network.versions},
         notes=(*network.notes, *notes),
     )
-    return Model(graph, source, fusions)
+    graph = fuse(Model(graph, source), SCAFFOLDING).graph  # before names are given and counted, since no line of the user's stands for it
+    name_layers(graph, network.modules)
+    strip_metadata(graph)
+    taken = names(graph.graph)
+    for value, name in zip(graph.graph.outputs, network.outputs, strict=True):
+        if value.name != name:
+            value.name = unique(name, taken)
+    return Model(graph, source)
 
 
 def _told(exporter: str, refused: str, difference: float) -> tuple[str, ...]:

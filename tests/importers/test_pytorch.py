@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 
 from optimizer.errors import InputError, UnavailableError
+from optimizer.fusion import fuse
 from optimizer.importers import pytorch as importer
 from optimizer.model import Model
 
@@ -67,9 +68,12 @@ def test_the_checkpoint_as_training_left_it_comes_in_by_module_path(load: Load, 
     assert len(names) == len(set(names))
     assert sum(layer.op == "Conv" for layer in model.layers) == 19
     assert [(spec.name, spec.shape) for spec in (*model.inputs, *model.outputs)] == [("input", (1, 3, 32, 32)), ("output", (1, 10))]
-    assert len(model.fusions) == 19
-    assert ("layer3.2.conv2", "layer3.2.bn2") in {fusion.layers for fusion in model.fusions}
-    assert {(fusion.by, fusion.rule) for fusion in model.fusions} == {("exporter", "BatchNorm into Conv")}
+    assert not model.fusions  # the exporter folds nothing
+    fused = fuse(model)
+    folded = {fusion.result: fusion.layers for fusion in fused.fusions if fusion.rule == "BatchNormalization into Conv"}
+    assert len(folded) == 19
+    assert folded["layer3.2.conv2+bn2"] == ("layer3.2.conv2", "layer3.2.bn2")
+    assert {"conv1+bn1", "layer3.2.conv2+bn2", "layer3.2.relu#2"} <= {layer.name for layer in fused.layers}
     assert model.source.code_ran
     assert model.source.factory == "resnet.py:make"
     assert {"torch", "onnx", "python"} <= set(model.source.versions)
@@ -245,6 +249,11 @@ LSTM = """
             self.fc = torch.nn.Linear(8, 3)
         def forward(self, features):
             return self.fc(self.rnn(features)[0])
+    class Checked(Net):
+        def forward(self, features):
+            if features.abs().max() > 1e9:  # torch.export does not follow what hangs on a number
+                raise ValueError("too loud")
+            return super().forward(features)
     class Stuck(torch.nn.Linear):
         def __init__(self): super().__init__(6, 3)
         def forward(self, features): return super().forward(features) * (1 if features.shape[1] == 5 else 2)
@@ -252,13 +261,14 @@ LSTM = """
 
 
 @pytest.mark.slow
-def test_a_dimension_that_one_exporter_freezes_is_free_with_the_other(load: Load, code: Code, folder: Path) -> None:
+@pytest.mark.parametrize("factory", ["Net", "Checked"])
+def test_what_one_exporter_can_not_do_comes_from_the_other_under_the_same_names(load: Load, code: Code, folder: Path, factory: str) -> None:
     code(net=LSTM)
     layers = torch.nn.ModuleDict({"rnn": torch.nn.LSTM(6, 8), "fc": torch.nn.Linear(8, 3)})
     torch.save(layers.state_dict(), folder / "net.pt")
-    model = load("net.pt", {"features": "2:5:9x1:1:4x6"}, factory="net.py:Net")
+    model = load("net.pt", {"features": "2:5:9x1:1:4x6"}, factory=f"net.py:{factory}")
     assert model.inputs[0].shape == ("features_0", "features_1", 6)
-    assert any("older exporter" in note for note in model.source.notes)
+    assert any("older exporter" in note for note in model.source.notes) == (factory == "Checked")
     assert {"rnn", "fc", "fc/Add"} <= {layer.name for layer in model.layers}
     for length, batch in ((2, 1), (7, 3)):
         x = np.random.default_rng(length).standard_normal((length, batch, 6)).astype(np.float32)
@@ -298,6 +308,34 @@ def test_a_graph_with_other_answers_than_the_network_is_refused(load: Load, code
     torch.save(torch.nn.Linear(6, 3).state_dict(), folder / "net.pt")
     with pytest.raises(InputError, match="the graph's answers differ from the network's"):
         load("net.pt", SHAPE, factory="net.py:Net")
+
+
+GUARDED = """
+    import torch
+    class Net(torch.nn.Linear):
+        def __init__(self): super().__init__(6, 3, bias=False)
+        def forward(self, features): return super().forward(torch.log(features.square() + 1e-10))
+    class Graphless(Net):
+        def forward(self, features):
+            guard = 0.0 if torch.compiler.is_exporting() else 1e-10
+            return torch.nn.Linear.forward(self, torch.log(features.square() + guard))
+"""
+
+
+def test_an_epsilon_that_guards_a_logarithm_stays(load: Load, code: Code, folder: Path) -> None:
+    code(net=GUARDED)
+    torch.save({"weight": torch.ones(3, 6)}, folder / "net.pt")
+    model = load("net.pt", SHAPE, factory="net.py:Net")
+    for graph in (model.graph, fuse(model).graph):
+        silence = answers(graph, {"features": np.zeros((2, 6), np.float32)})[0]
+        np.testing.assert_allclose(silence, np.full((2, 3), 6 * np.log(1e-10)), rtol=1e-5)
+
+
+def test_a_graph_that_loses_its_guard_against_infinity_is_refused(load: Load, code: Code, folder: Path) -> None:
+    code(net=GUARDED)
+    torch.save({"weight": torch.ones(3, 6)}, folder / "net.pt")
+    with pytest.raises(InputError, match="at all-zero inputs the graph gives numbers that are not finite"):
+        load("net.pt", SHAPE, factory="net.py:Graphless")
 
 
 def test_without_torch_the_remedy_is_its_extra(load: Load, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

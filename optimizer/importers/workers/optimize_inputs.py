@@ -95,6 +95,20 @@ class Inputs:
                         "Fix that dimension in --shapes, or give sizes that the network takes.",
                     )
 
+    def zeros(self, network: nn.Module) -> dict[str, torch.Tensor] | None:
+        """The usual example with all its numbers 0, where the network takes that; what holds integers or masks stays as it is.
+
+        There the guards work that keep an answer finite (the epsilon of a logarithm or a division), which random numbers never need.
+        """
+        numbers = [name for name, dtype in self.dtypes.items() if dtype == torch.float32 and not whole_numbers(name)]
+        feeds = self.example({})
+        feeds.update({name: torch.zeros_like(feeds[name]) for name in numbers})
+        try:
+            network(**feeds)
+        except Exception:  # it wants numbers that are not all alike
+            return None
+        return feeds if numbers else None
+
     def _running(self, network: nn.Module, name: str, axis: int, size: int) -> dict[str, torch.Tensor] | None:
         alike = [shape[axis] for shape in self.shapes[name]]
         together = {(other, k): size for other, axes in self.free.items() for k in axes if [s[k] for s in self.shapes[other]] == alike}

@@ -1,9 +1,10 @@
 """Turns a PyTorch checkpoint and the user's factory into an ONNX file, in a process of its own that finds none of our packages.
 
 The request: `file`, `name`, `factory`, `factory_args`, `folder` (the user's), `shapes` {input: [smallest, usual, largest]},
-`exporter` ("dynamo" or "legacy"), `out`.  The answers: `model` {modules, outputs, versions, notes}, then `probe` with the inputs
-and outputs of the network itself at each size tried, then `exported`.  The checkpoint is read before any code of the user's
-runs, and only by torch's `weights_only` loader, which builds tensors and plain containers and calls nothing.
+`exporter` ("dynamo" or "legacy"), `out`.  The answers: `model` {modules, outputs, versions, notes}, then `exported`, then `probe`
+{words, zeros} with the inputs and outputs of the network itself, at each size tried and where all numbers are 0.  The checkpoint
+is read before any code of the user's runs, and only by torch's `weights_only` loader, which builds tensors and plain containers
+and calls nothing.
 """
 
 from __future__ import annotations
@@ -51,9 +52,16 @@ def main(channel: Channel) -> None:
     export(channel, network, inputs, request)
     with torch.no_grad():
         for words, feeds in inputs.probes(channel, network):
-            tensors = [leaf for leaf in _pytree.tree_leaves(network(**feeds)) if isinstance(leaf, torch.Tensor)]
-            arrays = {f"in.{name}": tensor.numpy() for name, tensor in feeds.items()}
-            channel.send("probe", {**arrays, **{f"out.{n}": tensor.numpy() for n, tensor in enumerate(tensors)}}, words=words)
+            probe(channel, network, words, feeds)
+        if (zeros := inputs.zeros(network)) is not None:
+            probe(channel, network, "all-zero inputs", zeros, zeros=True)
+
+
+def probe(channel: Channel, network: nn.Module, words: str, feeds: Mapping[str, torch.Tensor], zeros: bool = False) -> None:
+    """Send what the network answers to `feeds`."""
+    tensors = [leaf for leaf in _pytree.tree_leaves(network(**feeds)) if isinstance(leaf, torch.Tensor)]
+    arrays = {f"in.{name}": tensor.numpy() for name, tensor in feeds.items()}
+    channel.send("probe", {**arrays, **{f"out.{n}": tensor.numpy() for n, tensor in enumerate(tensors)}}, words=words, zeros=zeros)
 
 
 def made(channel: Channel, reference: str, arguments: Mapping[str, Any]) -> nn.Module:
@@ -90,7 +98,11 @@ def export(channel: Channel, network: nn.Module, inputs: optimize_inputs.Inputs,
 
 
 def dynamo(network: nn.Module, feeds: dict[str, torch.Tensor], free: Mapping[str, dict[int, str]], out: str) -> int | None:
-    """torch.export's graph; free dimensions by name. Returns the opset it was written in."""
+    """torch.export's graph; free dimensions by name. Returns the opset it was written in.
+
+    Not optimized by the exporter: its rules take any number within 1e-8 of 0 for 0 and drop the guard in log(x + 1e-10), without
+    a word.  Our own fusion folds exactly, and tells.
+    """
     shapes = {name: free.get(name) for name in feeds} if free else None
     program = torch.onnx.export(
         network, (), kwargs=feeds, dynamo=True, opset_version=OPSETS["dynamo"], dynamic_shapes=shapes, verbose=False, optimize=False
