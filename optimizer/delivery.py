@@ -5,26 +5,30 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
 from kernels.target import Target
 from optimizer.backends import backend, missing, serving
 from optimizer.engine import Candidate, Parity, Rung
-from optimizer.errors import InputError, UnavailableError
+from optimizer.errors import UnavailableError
 from optimizer.graph import clone, fixed
 from optimizer.model import SHAPES, Model
 from optimizer.package.handover import write_handover
 from optimizer.package.passport import Passport, seal
-from optimizer.parity.ladder import rungs
+from optimizer.parity.gate import Question
+from optimizer.parity.ladder import rungs, worst_layer
+from optimizer.parity.metrics import METRICS, Metric, default_metric
 from optimizer.plan import Capability, Knobs, Plan, Shape
 from optimizer.planner.finals import Evidence, gated, timed
+from optimizer.planner.given import plan_from_file, refuse_what_does_not_fit
 from optimizer.planner.problem import Problem
 from optimizer.planner.search import opened, search
 from optimizer.precision import typed
 from optimizer.preparation import PACKAGES, Prepared
 from optimizer.progress import Track
-from optimizer.provenance import from_json, to_json, versions
+from optimizer.provenance import sha256_of_file, to_json, versions
 from optimizer.reference import Reference, simulated
 from optimizer.report.report import Data, Provenance, Report, TensorReport, report_from
 from optimizer.report.tensors import tensor_report_from
@@ -48,9 +52,13 @@ def deliver(prepared: Prepared, target: Target, folder: Path, scratch: Path, tra
     candidates, subject = gated(problem, candidates, evidence, track)
     assert subject.parity is not None
     parity, code = _demands(prepared, subject, subject.parity)
+    ladder = _ladder(prepared, problem, subject, track)
+    written: tuple[str, ...] = ()
     if code in SHIPPED:
         subject = replace(subject, outcome="shipped")
         candidates = [subject if one.name == subject.name else one for one in candidates]
+        written = _ship(prepared, problem, subject, candidates, folder)
+    provenance = _provenance(prepared, candidates)
     report = report_from(
         model=problem.model,
         target=target,
@@ -58,15 +66,13 @@ def deliver(prepared: Prepared, target: Target, folder: Path, scratch: Path, tra
         subject=subject,
         candidates=candidates,
         parity=parity,
-        provenance=_provenance(prepared),
+        provenance=provenance,
         exit_code=code,
-        ladder=_ladder(prepared, problem, subject, track),
+        ladder=ladder,
         calibration=_tensors(prepared, subject.plan),
-        notes=(*prepared.notes, *notes, *prepared.imported.source.notes),
+        notes=(*prepared.notes, *notes, *prepared.imported.source.notes, *written, *_looks(provenance)),
         folders=(folder, scratch, prepared.request.folder),
     )
-    if code in SHIPPED:
-        _ship(prepared, problem, subject, candidates, folder)
     _tell(report, folder)
     if code in SHIPPED:
         seal(folder, _passport(prepared, problem, subject, report, folder))
@@ -76,10 +82,14 @@ def deliver(prepared: Prepared, target: Target, folder: Path, scratch: Path, tra
 def _problem(prepared: Prepared, target: Target) -> tuple[Problem, tuple[str, ...]]:
     """What is searched for this target: one backend that serves it, its knobs, the model in shapes that it can take."""
     request = prepared.request
+    given = plan_from_file(request.plan) if request.plan is not None else None
     chosen = _backend(request.backends, target)
     capability = backend(chosen).capability(target)
     model, notes = _shaped(prepared, capability)
     knobs, choices = _knobs(chosen, target, request.threads)
+    if given is not None:
+        notes = (*notes, *refuse_what_does_not_fit(given, model, chosen, capability, target, request.shapes))
+        knobs, choices = {**knobs, **({} if request.threads is not None else given.knobs)}, {}
     problem = Problem(
         model=model,
         backend=chosen,
@@ -92,24 +102,27 @@ def _problem(prepared: Prepared, target: Target) -> tuple[Problem, tuple[str, ..
         screening=prepared.screening,
         parent=prepared.parent,
         shapes=request.shapes,
-        given=_given(request.plan) if request.plan is not None else None,
+        given=given,
     )
     return problem, notes
 
 
 def _backend(asked: Sequence[str], target: Target) -> str:
-    """The backend to build with. A GPU without one gets the handover alone, from the backend that types its graph."""
-    for name in asked:
-        if (why := missing(name, target)) is not None:
-            raise UnavailableError(f"The backend {name} can't build for {target.name}: {why}.", "Leave out --backend, or choose another.")
-    if asked:
-        return asked[0]
+    """The backend to build with: the first that serves the target, of those asked for where some were.
+
+    A GPU that none serves gets the handover alone, from the backend that types its graph.
+    """
     found = serving(target)
+    for name in asked:
+        backend(name)  # one that does not exist is refused, also where another would do
+    if asked and not set(asked) & set(found):
+        why = "; ".join(f"{name}: {missing(name, target)}" for name in asked)
+        raise UnavailableError(f"No backend that was asked for builds for {target.name}. {why}.", "Leave out --backend, or choose another.")
     if not found and target.kind == "gpu":
         return "tensorrt"
     if not found:
         raise UnavailableError(f"No backend builds for {target.name} here.", "optimize doctor tells what is missing.")
-    return found[0]
+    return next(name for name in (asked or found) if name in found)
 
 
 def _knobs(name: str, target: Target, threads: int | None) -> tuple[Knobs, Mapping[str, Sequence[int | float | str | bool]]]:
@@ -145,52 +158,48 @@ def _shaped(prepared: Prepared, capability: Capability) -> tuple[Model, tuple[st
     return model.with_graph(fixed(model.graph, sizes)), (note,)
 
 
-def _given(path: Path) -> Plan:
-    try:
-        return from_json(path.read_bytes(), Plan, path.name)
-    except OSError as error:
-        raise InputError(f"The plan {path.name} can't be read: {error.strerror}.", "Give the plan.json of an engine folder.") from None
-
-
 def _demands(prepared: Prepared, subject: Candidate, parity: Parity) -> tuple[Parity, int]:
     """The verdict after what was demanded beside the drop, and its exit code."""
-    request = prepared.request
-    if request.min_speedup is not None and parity.verdict == "pass":
-        timing = subject.timing
+    request, timing = prepared.request, subject.timing
+    if request.min_speedup is not None and parity.verdict != "fail":
         if timing is None:
-            parity = replace(
-                parity, verdict="inconclusive", reason="a speed was demanded, and nothing can be timed: the target is not here"
-            )
+            why = "a speed was demanded, and nothing can be timed: the target is not here"
+            parity = replace(parity, verdict="inconclusive", reason=why)
         elif timing.ratio < request.min_speedup:
             why = f"{timing.ratio:.2f}x is less than the {request.min_speedup:g}x that was demanded"
             parity = replace(parity, verdict="fail", reason=why)
-    code = VERDICT_CODES[parity.verdict]
-    if parity.verdict == "pass" and parity.gated_on == "simulation" and request.require_measured:
-        return replace(parity, verdict="inconclusive", reason=f"{parity.reason}; a measurement on the target was demanded"), 4
+    if request.require_measured and parity.gated_on == "simulation" and parity.verdict != "fail":
+        why = f"{parity.reason}; a measurement on the target was demanded"
+        return replace(parity, verdict="inconclusive", reason=why), VERDICT_CODES["inconclusive"]
     if parity.verdict == "inconclusive" and request.on_inconclusive is not None:
-        code = VERDICT_CODES[request.on_inconclusive]
-    return parity, code
+        return parity, VERDICT_CODES[request.on_inconclusive]
+    return parity, VERDICT_CODES[parity.verdict]
 
 
 def _ladder(prepared: Prepared, problem: Problem, subject: Candidate, track: Track) -> tuple[Rung, ...]:
     """Imported graph, fused graph, typed graph, engine: each against the imported graph on the same few samples."""
     track("parity ladder", 0, 0)
+    parent, fused = prepared.imported.graph, problem.model.graph
     feeds = list(prepared.screening) or list(prepared.numeric)
-    typed_graph = typed(problem.model, subject.plan, problem.capability)
-    steps = {"fused": problem.model.graph, f"typed {subject.name}": simulated(typed_graph)}
-    engines = {name: Reference(graph) for name, graph in steps.items()}
-    try:
-        runs = [(name, engine.run) for name, engine in engines.items()]
-        if not problem.capability.runs_here or subject.folder is None:
-            return rungs(prepared.imported.graph, runs, feeds)
-        built = opened(problem, subject)
-        try:
-            return rungs(prepared.imported.graph, [*runs, ("engine", built.run)], feeds)
-        finally:
-            built.close()
-    finally:
-        for engine in engines.values():
-            engine.close()
+    lowered = simulated(typed(problem.model, subject.plan, problem.capability))
+    steps = {"fused": fused, f"typed {subject.name}": lowered}
+    with ExitStack() as stack:
+        runs = [(name, stack.enter_context(closing(Reference(graph))).run) for name, graph in steps.items()]
+        if problem.capability.runs_here and subject.folder is not None:
+            runs.append(("engine", stack.enter_context(closing(opened(problem, subject))).run))
+        first, *others = rungs(parent, runs, feeds, _read_as(prepared))
+    if subject.plan.lossless:
+        return (first, *others)
+    worst = worst_layer(fused, lowered, feeds[0])
+    return (first, *(replace(rung, worst_layer=worst) for rung in others))
+
+
+def _read_as(prepared: Prepared) -> Metric:
+    """The metric by which the ladder reads outputs: the gate's, or what it would be by the model alone."""
+    if isinstance(prepared.question, Question):
+        return prepared.question.metric
+    guessed, _ = default_metric(prepared.request.task, prepared.imported.outputs, None)
+    return guessed or METRICS["cosine"]
 
 
 def _tensors(prepared: Prepared, plan: Plan) -> tuple[TensorReport, ...]:
@@ -199,31 +208,48 @@ def _tensors(prepared: Prepared, plan: Plan) -> tuple[TensorReport, ...]:
     return () if table is None else tuple(tensor_report_from(name, table.statistics[name], chosen) for name, chosen in plan.ranges.items())
 
 
-def _provenance(prepared: Prepared) -> Provenance:
+def _provenance(prepared: Prepared, candidates: Sequence[Candidate]) -> Provenance:
     request, evaluation, calibration = prepared.request, prepared.evaluation, prepared.calibration
+    judged = prepared.judged + any(one.parity is not None and one.parity.threshold is not None for one in candidates)
     return Provenance(
         source=prepared.imported.source,
         versions=versions(*PACKAGES),
-        preprocessing=request.preprocessing,
+        preprocessing=request.preprocessing.told(request.folder),
         calibration=Data(calibration.source, calibration.sha256, len(calibration)) if calibration is not None else None,
-        evaluation=Data(evaluation.source, evaluation.sha256, len(evaluation), prepared.left_out) if evaluation is not None else None,
+        evaluation=Data(evaluation.source, evaluation.sha256, len(evaluation), prepared.left_out, judged)
+        if evaluation is not None
+        else None,
         random_calibration=request.random_calibration,
         seed=request.seed,
-        plan=request.plan.name if request.plan is not None else None,
+        plan=sha256_of_file(request.plan) if request.plan is not None else None,
     )
 
 
-def _ship(prepared: Prepared, problem: Problem, subject: Candidate, candidates: Sequence[Candidate], folder: Path) -> None:
-    """The engine, the handover and every decision, in the engine folder."""
+def _looks(provenance: Provenance) -> tuple[str, ...]:
+    """A note where the same evaluation data has judged the same model before."""
+    data = provenance.evaluation
+    if data is None or data.judged < 2:
+        return ()
+    return (
+        f"{data.source} has judged this model in {data.judged} builds into this folder: each further look makes a lucky PASS likelier, "
+        "and samples that no build has seen would decide better.",
+    )
+
+
+def _ship(prepared: Prepared, problem: Problem, subject: Candidate, candidates: Sequence[Candidate], folder: Path) -> tuple[str, ...]:
+    """Write the engine, the handover and every decision into the engine folder; what is to be said of the handover."""
+    notes: tuple[str, ...] = ()
     if subject.folder is not None:
         for file in sorted(subject.folder.iterdir()):
             shutil.move(file, folder / file.name)
     if problem.target.kind == "gpu":
-        write_handover(typed(problem.model, subject.plan, problem.capability), problem.target, folder)
+        graph = typed(problem.model, subject.plan, problem.capability)
+        notes = write_handover(graph, problem.target, folder, name=prepared.imported.source.file)
     (folder / "plan.json").write_bytes(to_json(subject.plan))
     if prepared.table is not None:
         (folder / "calibration.json").write_bytes(prepared.table.to_json())
     (folder / "timings.json").write_bytes(to_json({one.name: one.timing for one in candidates}))
+    return notes
 
 
 def _tell(report: Report, folder: Path) -> None:
@@ -250,7 +276,7 @@ def _passport(prepared: Prepared, problem: Problem, subject: Candidate, report: 
         timed_on=report.speed.timed_on,
         precision=report.precision.realised,
         knobs=subject.plan.knobs,
-        preprocessing=prepared.request.preprocessing,
+        preprocessing=report.provenance.preprocessing,
         versions=versions(*PACKAGES),
         calibration=calibration.sha256 if calibration is not None else None,
         random_calibration=prepared.request.random_calibration,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,14 @@ from optimizer.engine import Arrays
 from optimizer.errors import InputError
 from optimizer.fusion import fuse
 from optimizer.graph import sha256
-from optimizer.model import Model
+from optimizer.model import Dimension, Model
 from optimizer.parity.gate import NoQuestion, Question, held_out, question_from_words
 from optimizer.progress import Track
 from optimizer.provenance import to_json, versions
 from optimizer.reference import Reference
+from optimizer.report.headline import required
+from optimizer.report.history import judged_before
+from optimizer.report.report import portable
 from optimizer.request import Request
 
 SCREENING = 32
@@ -36,12 +39,19 @@ RANDOM = 16
 NUMERIC = 4
 """Samples that an engine with no lossy step is judged on, numerically."""
 
+FREE_SIZES = (1, 16, 64, 224, 512)
+"""Sizes of free dimensions that are tried in turn where there is no data: the first that the model takes is the one."""
+
 PACKAGES = ("optimize", "numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "torch", "tensorrt-rtx")
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that does not depend on the target. `parent` are the imported model's outputs on the `screening` feeds."""
+    """All that does not depend on the target.
+
+    `parent` are the imported model's outputs on the `screening` feeds; `judged` counts the earlier builds into OUT in which these
+    evaluation samples judged this model.
+    """
 
     request: Request
     imported: Model
@@ -49,6 +59,7 @@ class Prepared:
     calibration: Samples | None
     evaluation: Samples | None
     left_out: int
+    judged: int
     table: Table | None
     screening: Sequence[Arrays]
     parent: Sequence[Mapping[str, NDArray[Any]]]
@@ -74,6 +85,8 @@ def prepare(request: Request, scratch: Path, track: Track) -> Prepared:
         user_folder=request.folder,
         track=track,
     )
+    private = (scratch, request.folder, request.model.absolute().parent)
+    imported = replace(imported, source=replace(imported.source, notes=tuple(portable(note, private) for note in imported.source.notes)))
     track("fusing", 0, 0)
     fused = fuse(imported)
     calibration, evaluation, left_out = _data(request, imported)
@@ -82,15 +95,32 @@ def prepare(request: Request, scratch: Path, track: Track) -> Prepared:
     table, screening = _calibrated(request, fused, calibration, notes, track)
     parent = _outputs(imported, screening)
     question: Question | NoQuestion | None = None
+    judged = 0
     if evaluation is not None:
-        track("the parent on held-out data", 0, 0)
         question = question_from_words(request, imported, evaluation, track)
-    numeric = list(screening[:NUMERIC])
+        if isinstance(question, Question):
+            track(f"gate: {required(question.metric.name, question.threshold, question.scores.value)}", 0, 0)
+            judged = judged_before(request.output, imported.source.sha256, evaluation.sha256)
+    numeric: Sequence[Arrays] = list(screening[:NUMERIC])
     if not numeric:
         numeric = list(evaluation.take(range(min(NUMERIC, len(evaluation))))) if evaluation is not None else []
     if not numeric:
-        numeric = list(random_samples(imported.inputs, NUMERIC, request.seed))
-    return Prepared(request, imported, fused, calibration, evaluation, left_out, table, screening, parent, numeric, question, tuple(notes))
+        numeric = _made_up(request, imported, NUMERIC)
+    return Prepared(
+        request=request,
+        imported=imported,
+        fused=fused,
+        calibration=calibration,
+        evaluation=evaluation,
+        left_out=left_out,
+        judged=judged,
+        table=table,
+        screening=screening,
+        parent=parent,
+        numeric=numeric,
+        question=question,
+        notes=tuple(notes),
+    )
 
 
 def _data(request: Request, model: Model) -> tuple[Samples | None, Samples | None, int]:
@@ -116,10 +146,38 @@ def _calibrated(
             calibration.take([int(index) for index in chosen])
         )
     if request.random_calibration:
-        feeds = random_samples(fused.inputs, RANDOM, request.seed)
+        feeds = _made_up(request, fused, RANDOM)
         notes.append("Calibrated on random numbers, as asked with --random-calibration: its ranges are those of no real data.")
         return calibrate(fused, feeds, key=_key(request, fused, "random", RANDOM), threads=threads, track=track), feeds
     return None, ()
+
+
+def _made_up(request: Request, model: Model, count: int) -> Sequence[Arrays]:
+    """Random feeds that the model takes: in the usual sizes where --shapes gives any, else with the first of FREE_SIZES that runs.
+
+    Raises:
+        InputError: it runs with none of them.
+    """
+    batch = {spec.shape[0] for spec in model.inputs if spec.shape}
+    reference, why = Reference(model.graph), ""
+    try:
+        for size in FREE_SIZES:
+            shapes = {spec.name: tuple(_size(one, batch, size) for one in spec.shape) for spec in model.inputs}
+            shapes |= {name: shape.usual for name, shape in request.shapes.items()}
+            feeds = random_samples(tuple(replace(spec, shape=shapes[spec.name]) for spec in model.inputs), count, request.seed)
+            try:
+                reference.run(feeds[0])
+            except InputError as error:
+                why = error.reason
+                continue
+            return feeds
+    finally:
+        reference.close()
+    raise InputError(f"There is no data, and made-up inputs don't fit: {why}", "Give --calibration data, or sizes with --shapes.")
+
+
+def _size(size: Dimension, batch: Set[Dimension], free: int) -> int:
+    return size if isinstance(size, int) else 1 if size in batch else free
 
 
 def _key(request: Request, fused: Model, data: str, samples: int) -> Mapping[str, str]:
@@ -141,6 +199,7 @@ def _outputs(model: Model, feeds: Sequence[Arrays]) -> list[dict[str, NDArray[An
         outputs = [reference.run(feed) for feed in feeds]
     finally:
         reference.close()
-    if all(not np.isfinite(array).all() for one in outputs for array in one.values() if array.dtype.kind == "f"):
+    finite = [np.isfinite(array).all() for one in outputs for array in one.values() if array.dtype.kind == "f"]
+    if finite and not any(finite):
         raise InputError("The model gives no finite number on the calibration data.", "Check the model and its preprocessing.")
     return outputs

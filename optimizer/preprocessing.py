@@ -7,7 +7,8 @@ the gate and by `run_raw`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from optimizer.errors import InputError
 from optimizer.model import TensorSpec
+from optimizer.provenance import told
 
 Function = Callable[[NDArray[Any]], NDArray[Any]]
 """A user's own preprocessing of one input, raw batch to prepared batch."""
@@ -59,6 +61,11 @@ class Preprocessing:
                 raise InputError(
                     f"optimize.toml describes an input {name!r} that the model does not have.", f"Its inputs are: {', '.join(known)}."
                 )
+
+    def told(self, folder: Path) -> Preprocessing:
+        """This as it may be written down: users' functions by their files seen from `folder`."""
+        named = {name: replace(how, function=told(how.function, folder)) for name, how in self.inputs.items() if how.function is not None}
+        return Preprocessing({**self.inputs, **named})
 
     def apply(
         self, raw: Mapping[str, NDArray[Any]], inputs: tuple[TensorSpec, ...], functions: Mapping[str, Function] | None = None
@@ -142,6 +149,9 @@ def _to_model_layout(array: NDArray[Any], layout: str, spec: TensorSpec) -> NDAr
 def fits(shape: tuple[int, ...], spec: TensorSpec) -> bool:
     """Whether an array with a batch axis first has the sizes that the model declares; its batch may be any multiple."""
     if len(shape) != len(spec.shape):
+        return False
+    batch = spec.shape[0] if spec.shape else 1
+    if isinstance(batch, int) and (shape[0] % batch if batch else shape[0]):
         return False
     return all(isinstance(want, str) or have == want for have, want in zip(shape[1:], spec.shape[1:], strict=True))
 

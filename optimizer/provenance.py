@@ -44,6 +44,16 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
+def told(reference: str, folder: Path) -> str:
+    """`file.py:function` as it may be written down: its file from `folder`, or by its name alone where it lies elsewhere."""
+    source, colon, name = reference.rpartition(":")
+    file = Path(source)
+    if not file.is_absolute():
+        return reference
+    inside = file.is_relative_to(folder) and folder.parts[1:]
+    return f"{file.relative_to(folder).as_posix() if inside else file.name}{colon}{name}"
+
+
 def sha256_of_file(path: Path) -> str:
     """Hex SHA-256 of a file, read in blocks of 1 MiB."""
     digest = hashlib.sha256()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,12 +20,15 @@ from numpy.typing import NDArray
 
 from optimizer.errors import InputError
 from optimizer.process import user_arrays
-from optimizer.provenance import sha256_of_file
+from optimizer.provenance import sha256_of_file, told
 
 Row = dict[str, NDArray[Any]]
 
 LABELS = ("y", "label", "labels")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+
+_DAMAGED = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, MemoryError, NotImplementedError, RuntimeError)
+"""What an archive that is not whole, not of numpy's or encrypted makes zipfile and numpy raise."""
 
 _MANY_BYTES = 1 << 31
 """A single sample of more than 2 GiB is taken for a damaged header rather than for data."""
@@ -94,7 +98,7 @@ class NpzReader:
                 columns = {name[: -len(".npy")]: _column(stack.enter_context(archive.open(name)), name) for name in _members(archive)}
                 for _ in range(self.length or 0):
                     yield {name: next(column) for name, column in columns.items()}
-            except (zipfile.BadZipFile, ValueError, EOFError, OSError, NotImplementedError) as error:
+            except _DAMAGED as error:
                 raise InputError(f"{self.name} is damaged: {error}.", "Write it again with numpy.savez.") from None
 
 
@@ -141,7 +145,7 @@ def _npz(path: Path) -> NpzReader:
                 if name in LABELS:
                     with archive.open(member) as file:
                         labels = npy.read_array(file, allow_pickle=False)
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError, NotImplementedError) as error:
+    except _DAMAGED as error:
         raise InputError(f"{path.name} is not a readable .npz: {error}.", "Write it with numpy.savez.") from None
     if not lengths:
         raise InputError(f"{path.name} holds no arrays.", "Write it with numpy.savez(file, x=..., y=...).")
@@ -269,4 +273,4 @@ def _function(reference: str, folder: Path) -> FunctionReader:
         labels.extend(row[name] for name in LABELS if name in row)
     if labels and len(labels) != count:
         raise InputError(f"{reference} gave {len(labels)} labels for {count} samples.", "Yield a label with every sample, or with none.")
-    return FunctionReader(reference, folder, reference, digest.hexdigest(), count, np.concatenate(labels) if labels else None)
+    return FunctionReader(reference, folder, told(reference, folder), digest.hexdigest(), count, np.concatenate(labels) if labels else None)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from optimizer.engine import Arrays, Rung
+from optimizer.model import layers
 from optimizer.parity.metrics import METRICS, Metric, equal_share
 from optimizer.parity.outputs import collect, decisions
 from optimizer.reference import Reference, sensitivity
@@ -23,6 +26,9 @@ ONE_SIZE = 2.0
 
 _SENSED = 4
 """Samples on which the sensitivity is measured; the median counts."""
+
+_WATCHED = 32
+"""Layers whose results are held at a time."""
 
 
 @dataclass(frozen=True)
@@ -111,18 +117,36 @@ def _note(relative: float, sensed: float | None) -> str:
     )
 
 
-def first_divergence(parent: Arrays, other: Arrays, layers: Mapping[str, str]) -> str | None:
-    """The layer at which the error grows most over the worst one before it, given every watched tensor of both runs.
+def worst_layer(parent: ir.Model, later: ir.Model, feeds: Arrays) -> str | None:
+    """The layer of `parent` at which the error of `later` grows most, on one sample; None where no tensor of theirs differs.
 
-    `layers` maps a layer to the tensor it writes, in topological order; layers that either run lacks are passed over.
+    Both write a layer's result under one name; layers that `later` lost are passed over.  A few layers are watched at a time, so
+    that never all activations are in memory.
     """
+    there = {value.name for node in later.graph for value in node.outputs}
+    tensors = {layer.name: layer.outputs[0] for layer in layers(parent) if layer.outputs and layer.outputs[0] in there}
+    errors: dict[str, float] = {}
+    for names in batched(tensors, _WATCHED):
+        watch = [tensors[name] for name in names]
+        with closing(Reference(parent, watch)) as one, closing(Reference(later, watch)) as other:
+            truth, found = one.run(feeds), other.run(feeds)
+        errors |= {name: difference(truth[tensors[name]], found[tensors[name]]).relative for name in names}
+    return first_divergence(errors)
+
+
+def first_divergence(errors: Mapping[str, float]) -> str | None:
+    """The layer at which the error grows most over the worst one before it; `errors` are relative, in topological order."""
     worst_so_far, steepest, found = 0.0, 0.0, None
-    for layer, tensor in layers.items():
-        if tensor not in parent or tensor not in other:
-            continue
-        relative = difference(parent[tensor], other[tensor]).relative
+    for layer, relative in errors.items():
         growth = relative - worst_so_far
         if growth > steepest:
             steepest, found = growth, layer
         worst_so_far = max(worst_so_far, relative)
     return found
+
+
+def batched(names: Iterable[str], size: int) -> Iterator[tuple[str, ...]]:
+    """Runs of `size` names, the last one perhaps shorter."""
+    left = iter(names)
+    while part := tuple(islice(left, size)):
+        yield part

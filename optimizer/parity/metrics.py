@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from optimizer.errors import InputError
 from optimizer.model import TensorSpec
 from optimizer.process import user_scores
+from optimizer.provenance import told
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -168,7 +169,7 @@ def metric_from_name(word: str, folder: Path) -> Metric:
     if word in METRICS:
         return METRICS[word]
     if ":" in word:
-        return Metric(word, "outputs", needs_labels=False, bounded=False, user=partial(user_scores, word, folder))
+        return Metric(told(word, folder), "outputs", needs_labels=False, bounded=False, user=partial(user_scores, word, folder))
     name, _, rate = word.partition("=")
     if name == "recall@fpr":
         try:

@@ -41,9 +41,6 @@ def search(problem: Problem, feed: Arrays, folder: Path, track: Track = silent) 
         InputError: it can be had only with calibration data, and there is none.
     """
     _refuse(problem)
-    if problem.table is None and problem.wanted in ("auto", "int8") and problem.given is None and "int8" in problem.capability.precisions:
-        why = "static INT8 needs ranges, and there is no calibration data: give samples with --calibration"
-        yield Candidate("int8", problem.plan(problem.capability.base, "left out"), outcome="not built", reason=why)
     (first, plan), *_ = unquantized(problem)
     baseline = _built(problem, first, plan, folder / first, track)
     knobs, told = tuned(problem, baseline, feed, track)
@@ -51,6 +48,9 @@ def search(problem: Problem, feed: Arrays, folder: Path, track: Track = silent) 
         problem = replace(problem, knobs=knobs)
         baseline = _built(problem, first, replace(plan, knobs=knobs, reason=f"{plan.reason}; {told}"), folder / f"{first} tuned", track)
     yield baseline
+    if problem.table is None and problem.wanted in ("auto", "int8") and problem.given is None and "int8" in problem.capability.precisions:
+        why = "static INT8 needs ranges, and there is no calibration data: give samples with --calibration"
+        yield Candidate("int8", problem.plan(problem.capability.base, "left out"), outcome="not built", reason=why)
     for number, (name, plan) in enumerate(_plans(problem, first, track), 1):
         track(f"building {name}", number, 0)
         yield _built(problem, name, plan, folder / str(number), track)
@@ -78,7 +78,7 @@ def _plans(problem: Problem, first: str, track: Track) -> Iterator[tuple[str, Pl
     if problem.given is not None:
         yield "given plan", replace(problem.given, knobs=problem.knobs, shapes=problem.shapes)
         return
-    for precision in ("bf16", "fp16"):
+    for precision in ("fp32", "bf16", "fp16"):
         if precision != first and (problem.wanted == precision or (problem.wanted == "auto" and problem.capability.base == precision)):
             yield precision, half(problem, precision)
     if problem.wanted in ("auto", "int8"):

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from kernels.target import Target
-from optimizer.engine import Candidate, Parity
+from optimizer.engine import Candidate, Parity, Verdict
 
 _RATES = ("top1", "top5", "agreement", "recall@")
 NUMERIC = "max_abs"
@@ -32,6 +32,12 @@ def score(value: float | None, metric: str) -> str:
     if value is None:
         return "none"
     return f"{100 * value:.2f} %" if is_rate(metric) else f"{value:.4g}"
+
+
+def required(metric: str, threshold: float, parent: float) -> str:
+    """What an engine must reach, in absolute numbers: `top1 of the engine must be over 81.13 % (parent 81.95 %)`."""
+    side = "over" if threshold <= parent else "under"
+    return f"{metric} of the engine must be {side} {score(threshold, metric)} (parent {score(parent, metric)})"
 
 
 def points(value: float | None, metric: str) -> str:
@@ -77,9 +83,18 @@ def _lost(parity: Parity) -> str:
     text += f"drop {dropped(parity.drop, parity.low, parity.high, metric)}"
     if parity.budget is not None:
         text += f" of {points(parity.budget, metric)} allowed"
+    if parity.verdict != _by_bounds(parity):
+        return f"{text}; {parity.reason.rstrip('.')}"
     if parity.verdict == "inconclusive":
         text += f" ({_needed(parity)})"
     return text
+
+
+def _by_bounds(parity: Parity) -> Verdict:
+    """What the bounds of the drop alone would say; a demand beside the drop can say otherwise."""
+    if parity.budget is None or parity.low is None or parity.high is None:
+        return parity.verdict
+    return "pass" if parity.high < parity.budget else "fail" if parity.low > parity.budget else "inconclusive"
 
 
 def _needed(parity: Parity) -> str:

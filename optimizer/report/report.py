@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kernels.target import Target
@@ -121,13 +121,16 @@ class TensorReport:
 
 @dataclass(frozen=True)
 class Data:
-    """A data set by its name and hash; `left_out` counts samples that were not used, and `note` says why."""
+    """A data set by its name and hash; `left_out` counts samples that were not used.
+
+    Of evaluation data `judged` says how many builds into this folder it has judged this model in, with this one.
+    """
 
     source: str
     sha256: str
     samples: int
     left_out: int = 0
-    note: str = ""
+    judged: int = 0
 
 
 @dataclass(frozen=True)
@@ -204,10 +207,8 @@ def report_from(
     """The Report of a build.
 
     `subject` is the candidate that ships, or where none does the one that the verdict is about; `candidates` are all that
-    were tried, the subject among them.  `folders` are private folders whose paths are taken out of every sentence, beside
-    this process' own (working folder, home, temporary files, Python).
+    were tried, the subject among them.  `folders` are private folders, see `portable`.
     """
-    private = (*folders, Path.cwd(), Path.home(), Path(tempfile.gettempdir()), Path(sys.prefix))
     baseline = next((one for one in candidates if subject.timing and one.name == subject.timing.versus), None)
     speed = _speed(subject, baseline)
     built = subject.built
@@ -215,24 +216,24 @@ def report_from(
     told = dict.fromkeys((*notes, *parity.notes, *(built.notes if built is not None else ())))
     return Report(
         verdict=parity.verdict,
-        headline=portable(headline_from(subject, candidates, parity, target, requested), private),
+        headline=portable(headline_from(subject, candidates, parity, target, requested), folders),
         exit_code=exit_code,
-        gate=parity,
+        gate=replace(parity, reason=portable(parity.reason, folders), notes=tuple(portable(note, folders) for note in parity.notes)),
         ladder=tuple(ladder),
         precision=PrecisionReport(
             requested=requested,
             realised=lowest(layer.realised for layer in realised) if realised else lowest([subject.plan.base]),
-            layers=tuple(_layer(layer, private) for layer in realised),
+            layers=tuple(_layer(layer, folders) for layer in realised),
             counts=dict(Counter(layer.realised for layer in realised)),
         ),
         speed=speed,
         memory=dict(built.memory) if built is not None else {},
         fusions=model.fusions,
-        candidates=tuple(_candidate(one, private) for one in candidates),
+        candidates=tuple(_candidate(one, folders) for one in candidates),
         target=target,
         provenance=provenance,
         calibration=tuple(calibration),
-        notes=tuple(portable(note, private) for note in told),
+        notes=tuple(portable(note, folders) for note in told),
     )
 
 
@@ -245,8 +246,12 @@ def lowest(precisions: Iterable[str]) -> str:
     return next((precision for precision in LOWEST_FIRST if precision in present), "fp32")
 
 
-def portable(text: str, private: Sequence[Path]) -> str:
-    """`text` without the paths of private folders: a file in one is left by its name alone."""
+def portable(text: str, folders: Sequence[Path]) -> str:
+    """`text` without the paths of private folders: a file in one is left by its name alone.
+
+    Private are `folders` and this process' own: working folder, home, temporary files, Python.
+    """
+    private = (*folders, Path.cwd(), Path.home(), Path(tempfile.gettempdir()), Path(sys.prefix))
     for folder in sorted({str(path) for path in private if path.parts[1:]}, key=len, reverse=True):
         text = text.replace(folder + "/", "").replace(folder, Path(folder).name)
     return text
@@ -287,19 +292,19 @@ def _speed(subject: Candidate, baseline: Candidate | None) -> Speed:
     )
 
 
-def _layer(layer: Realised, private: Sequence[Path]) -> LayerReport:
+def _layer(layer: Realised, folders: Sequence[Path]) -> LayerReport:
     return LayerReport(
         name=layer.layer,
         op=layer.operator,
         planned=layer.planned,
         realised=layer.realised,
-        reason=portable(layer.reason, private),
+        reason=portable(layer.reason, folders),
         ms=layer.ms,
         kernel=layer.kernel,
     )
 
 
-def _candidate(one: Candidate, private: Sequence[Path]) -> CandidateReport:
+def _candidate(one: Candidate, folders: Sequence[Path]) -> CandidateReport:
     parity, built = one.parity, one.built
     launches = built.launches if built is not None else ()
     return CandidateReport(
@@ -311,7 +316,7 @@ def _candidate(one: Candidate, private: Sequence[Path]) -> CandidateReport:
         speedup=one.timing.ratio if one.timing is not None else None,
         verdict=parity.verdict if parity is not None else None,
         outcome=one.outcome,
-        reason=portable(one.reason or (parity.reason if parity is not None else "") or one.plan.reason, private),
+        reason=portable(one.reason or (parity.reason if parity is not None else "") or one.plan.reason, folders),
         metric=parity.metric if parity is not None else None,
         budget=parity.budget if parity is not None else None,
         drop=parity.drop if parity is not None else None,

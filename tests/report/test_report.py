@@ -90,6 +90,13 @@ def test_an_open_verdict_says_how_many_samples_would_decide(make_report: Make) -
     assert "about 600 more samples would decide" in make_report(verdict="inconclusive").headline
 
 
+def test_a_verdict_that_the_drop_alone_would_not_give_says_why(make_report: Make) -> None:
+    report = make_report()
+    subject = Candidate("int8", Plan("onnxruntime", "cpu", "int8"))
+    slow = replace(report.gate, verdict="fail", reason="1.20x is less than the 1.5x that was demanded")
+    assert "0.82 pp allowed; 1.20x is less than the 1.5x that was demanded" in headline_from(subject, [subject], slow, report.target, "int8")
+
+
 def test_the_lowest_precision_and_the_counts_are_those_of_the_built_engine(make_report: Make) -> None:
     precision = make_report().precision
     assert precision.realised == "int8"

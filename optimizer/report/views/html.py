@@ -193,7 +193,8 @@ def _data(data: Data | None) -> str:
     if data is None:
         return "none"
     out = f", {data.left_out} left out" if data.left_out else ""
-    return f"{data.source}, {data.samples:,} samples{out}, SHA-256 {data.sha256} {data.note}"
+    judged = f", judged this model in {data.judged} build{'s' if data.judged > 1 else ''} into this folder" if data.judged else ""
+    return f"{data.source}, {data.samples:,} samples{out}{judged}, SHA-256 {data.sha256}"
 
 
 def _section(title: str, content: str) -> str:
