@@ -152,7 +152,10 @@ def _named(row: Arrays, inputs: tuple[TensorSpec, ...], name: str) -> dict[str, 
             f"{name} has no array for the input {missing[0]!r}.", f"The model's inputs are {wanted}; the data has {found or 'none'}."
         )
     # A reader gives rows of one sample each with the sample axis kept; where that axis is one too many, the row is a whole feed.
-    return {spec.name: arrays[spec.name][0] if arrays[spec.name].ndim == len(spec.shape) + 1 else arrays[spec.name] for spec in inputs}
+    return {
+        spec.name: np.asarray(arrays[spec.name][0]) if arrays[spec.name].ndim == len(spec.shape) + 1 else arrays[spec.name]
+        for spec in inputs
+    }
 
 
 def _digest(feed: Arrays) -> bytes:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
+
+_SMALL_BYTES = 256
+"""Weights up to this size travel inside a graph's own file."""
 
 
 def clone(model: ir.Model) -> ir.Model:
@@ -133,8 +137,27 @@ def fixed(model: ir.Model, sizes: Mapping[str, Sequence[int]]) -> ir.Model:
     for value in copy.graph.inputs:
         if (size := sizes.get(value.name or "")) is not None:
             value.shape = ir.Shape(size)
+    before = {value: value.shape for value in copy.graph.outputs}
     for value in (*copy.graph.outputs, *(output for node in copy.graph.all_nodes() for output in node.outputs)):
         # What was inferred for free dimensions would stand in the way of what follows from the sizes.
         value.shape = None
     infer_shapes(copy)
+    for value, shape in before.items():
+        if value.shape is None:  # nothing follows, as behind an If: an output must still say how many dimensions it has
+            value.shape = shape
     return copy
+
+
+def save(model: ir.Model, file: Path, beside: str | None = None) -> None:
+    """Write a graph as one file, or with its weights in a file `beside` it; weights that lie elsewhere are copied in."""
+    largest = None if beside is None else _SMALL_BYTES
+    ir.save(held(clone(model), largest), file, external_data=beside, size_threshold_bytes=_SMALL_BYTES)
+
+
+def held(model: ir.Model, largest: int | None = None) -> ir.Model:
+    """The model with those of its weights in memory that lie in files, only those of at most `largest` bytes if given; in place."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor) and (largest is None or value.const_value.nbytes <= largest):
+                value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)
+    return model

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common as passes
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from optimizer.engine import Arrays
 from optimizer.errors import InputError
-from optimizer.graph import clone, infer_shapes, names, unique
+from optimizer.graph import clone, held, infer_shapes, names, unique
 from optimizer.model import TensorSpec, spec
 
 UNSEEN = (
@@ -65,7 +66,7 @@ class Reference:
         try:
             results = self._session.run(self._names, dict(feeds))
         except Exception as error:  # ONNX Runtime's own exceptions share no base class
-            raise InputError(f"The model can't be run on this data: {_first_line(error)}", "Check the data's shapes and types.") from None
+            raise InputError(f"The model can't be run on this data: {_said(error)}", "Check the data's shapes and types.") from None
         found = dict(zip(self._names, results, strict=True))
         for name, known in self._known.items():
             found[name] = feeds[name] if known is None else known
@@ -114,6 +115,7 @@ def _session(model: ir.Model, threads: int, optimized: bool) -> ort.InferenceSes
     }
     handed = [ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(t.numpy()), int(t.dtype)) for t in weights.values()]
     options.add_external_initializers(list(weights), handed)
+    held(model)
     for name, tensor in weights.items():
         outside = ir.ExternalTensor("weights", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.numpy().shape), name=name, base_dir="")
         model.graph.initializers[name].const_value = outside
@@ -121,11 +123,12 @@ def _session(model: ir.Model, threads: int, optimized: bool) -> ort.InferenceSes
         return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # as above
         remedy = "Check the model with onnx.checker, or export it again in a newer opset."
-        raise InputError(f"ONNX Runtime can't load the model: {_first_line(error)}", remedy) from None
+        raise InputError(f"ONNX Runtime can't load the model: {_said(error)}", remedy) from None
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].removeprefix("[ONNXRuntimeError] : ")
+def _said(error: Exception) -> str:
+    """What an exception of native code says, on one line."""
+    return " ".join(str(error).split()).removeprefix("[ONNXRuntimeError] : ")[:400] or type(error).__name__
 
 
 def float64(graph: ir.Model, feeds: Arrays) -> dict[str, NDArray[Any]]:
@@ -140,9 +143,9 @@ def float64(graph: ir.Model, feeds: Arrays) -> dict[str, NDArray[Any]]:
     _retype(exact, _FLOATS, ir.DataType.DOUBLE)
     wide = {name: array.astype(np.float64) if _is_float(array) else array for name, array in feeds.items()}
     try:
-        results = ReferenceEvaluator(ir.to_proto(exact)).run(None, wide)
+        results = ReferenceEvaluator(ir.to_proto(held(exact))).run(None, wide)
     except Exception as error:  # operators are plain numpy and raise whatever numpy raises
-        raise NoTruthError(f"onnx.reference can't run the model in float64: {type(error).__name__}: {_first_line(error)}") from error
+        raise NoTruthError(f"onnx.reference can't run the model in float64: {type(error).__name__}: {_said(error)}") from error
     return dict(zip([value.name or "" for value in exact.graph.outputs], results, strict=True))
 
 
@@ -186,6 +189,24 @@ def simulated(typed: ir.Model, written: Collection[str] | None = None) -> ir.Mod
         up.replace_input_with(0, value)
         model.graph.insert_before(model.graph[0], up)
     return model
+
+
+def widened(model: ir.Model) -> ir.Model:
+    """`model` with every half-precision tensor in FP32, which holds all their numbers; inputs and outputs keep their types.
+
+    A model without such tensors comes back as it is.
+    """
+    if not any(value.dtype in _HALF for graph in _graphs(model) for value in _values(graph)):
+        return model
+    found = simulated(model, written={value.name or "" for value in model.graph.outputs})
+    passes.RemoveUnusedNodesPass()(found)
+    return found
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    yield from (*graph.inputs, *graph.initializers.values())
+    for node in graph:
+        yield from node.outputs
 
 
 def _cast_node(value: ir.Value, new: ir.DataType, name: str, taken: set[str]) -> ir.Node:
@@ -249,7 +270,7 @@ def sensitivity(run: Callable[[Arrays], Arrays], feeds: Arrays) -> float:
     """
     chosen = np.random.default_rng(0)
     moved = {
-        name: (array * (1 + _PERTURBATION * chosen.integers(0, 2, array.shape))).astype(array.dtype) if _is_float(array) else array
+        name: np.asarray(array * (1 + _PERTURBATION * chosen.integers(0, 2, array.shape)), array.dtype) if _is_float(array) else array
         for name, array in feeds.items()
     }
     before, after = run(feeds), run(moved)

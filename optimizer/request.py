@@ -57,7 +57,7 @@ _CHOICES = {
     "on_inconclusive": ("fail", "pass"),
 }
 _WORDS = {known.name for known in fields(Request)} - {"preprocessing", "folder", "model", "output"}
-_TOML_NAMES = {"target": "targets", "backend": "backends", "factory_arg": "factory_args"}
+_SINGULAR = {"target": "targets", "backend": "backends", "factory_arg": "factory_args"}
 
 
 def request_from_words(
@@ -71,7 +71,11 @@ def request_from_words(
         InputError: an unknown word, a value that a word can't take, or words that contradict each other.
     """
     here = folder or Path.cwd()
-    given = {name: value for name, value in words.items() if value is not None and value != () and value != [] and value != {}}
+    given = {
+        _SINGULAR.get(name, name): value
+        for name, value in words.items()
+        if value is not None and value != () and value != [] and value != {}
+    }
     from_file, preprocessing = _toml(Path(config)) if config is not None else ({}, Preprocessing())
     if given.get("ci") or from_file.get("ci"):
         _refuse_code_of_the_file(from_file, given, preprocessing)
@@ -218,7 +222,7 @@ def _toml(path: Path) -> tuple[dict[str, Any], Preprocessing]:
     words = {}
     for name, value in content.items():
         word = name.replace("-", "_")
-        word = _TOML_NAMES.get(word, word)
+        word = _SINGULAR.get(word, word)
         words[word] = _from_folder(path.parent, value) if word in _PATHS and isinstance(value, str) else value
     if not isinstance(inputs, dict) or not all(isinstance(one, dict) for one in inputs.values()):
         raise InputError(f"[inputs] in {path.name} is not a table of tables.", "Write one [inputs.NAME] for each input.")

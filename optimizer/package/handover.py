@@ -17,7 +17,7 @@ from kernels.target import Target
 from optimizer.backends.tensorrt.losses import losses_of
 from optimizer.backends.tensorrt.network import shapes_of
 from optimizer.errors import InputError
-from optimizer.graph import weights_bytes
+from optimizer.graph import save, weights_bytes
 from optimizer.plan import Shape
 
 FOLDER = "handover"
@@ -47,7 +47,7 @@ def write_handover(
     place.mkdir()
     model = place / MODEL
     large = weights_bytes(graph) + _ROOM > _PROTOBUF_LIMIT
-    ir.save(graph, model, external_data=f"{MODEL}.data" if large else None)
+    save(graph, model, beside=f"{MODEL}.data" if large else None)
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:

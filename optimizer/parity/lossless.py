@@ -82,6 +82,6 @@ def _floor(exact: NDArray[Any]) -> float:
 def _nudged(feed: Arrays) -> dict[str, NDArray[Any]]:
     draw = np.random.default_rng(0)
     return {
-        name: (array * (1.0 + _ULP * draw.integers(0, 2, array.shape))).astype(array.dtype) if array.dtype.kind == "f" else array
+        name: np.asarray(array * (1.0 + _ULP * draw.integers(0, 2, array.shape)), array.dtype) if array.dtype.kind == "f" else array
         for name, array in feed.items()
     }

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from calibration.grid import INT8, UINT8
 from calibration.ranges import METHODS
+from optimizer.errors import UnavailableError
 from optimizer.plan import Plan, Precision
 from optimizer.planner.problem import Problem
 from optimizer.planner.sensitivity import worst_first
@@ -19,11 +20,20 @@ Named = tuple[str, Plan]
 
 
 def unquantized(problem: Problem) -> Iterator[Named]:
-    """The highest precision that the target can build: what every other plan is held against."""
+    """The highest precision that the target can build: what every other plan is held against.
+
+    In half precision what can't be in it (integers, subgraphs) stays FP32.
+
+    Raises:
+        UnavailableError: a layer can run in none of them.
+    """
+    full = _barred(problem, "fp32")
     for precision in ("fp32", "bf16", "fp16"):
-        if precision in problem.capability.precisions and not _barred(problem, precision):
+        if precision in problem.capability.precisions and not full.keys() & _barred(problem, precision).keys():
             yield precision, half(problem, precision) if precision != "fp32" else problem.plan("fp32", "nothing lowered")
             return
+    layer, why = next(iter(full.items()))
+    raise UnavailableError(f"{layer} can run in no float precision on {problem.target.name}: {why}.", "Choose another target.")
 
 
 def _barred(problem: Problem, precision: Precision) -> Mapping[str, str]:

@@ -13,7 +13,7 @@ from optimizer.backends.onnxruntime.profile import profiled
 from optimizer.backends.onnxruntime.realised import notes, realised
 from optimizer.backends.onnxruntime.session import FILE, Session
 from optimizer.engine import Built, Engine
-from optimizer.graph import weights_bytes
+from optimizer.graph import save, weights_bytes
 from optimizer.plan import Capability, Knobs
 from optimizer.progress import Track, silent
 
@@ -66,7 +66,7 @@ def build(graph: ir.Model, target: Target, knobs: Knobs, folder: Path, track: Tr
         UnavailableError: ONNX Runtime can't load the graph. The files are left in `folder`.
     """
     track("writing the engine", 0, 2)
-    ir.save(graph, folder / FILE, external_data="engine.weights" if weights_bytes(graph) > _INLINE_BYTES else None)
+    save(graph, folder / FILE, beside="engine.weights" if weights_bytes(graph) > _INLINE_BYTES else None)
     track("reading back what was realised", 1, 2)
     profile = profiled(graph, folder, knobs)
     layers = realised(graph, profile)

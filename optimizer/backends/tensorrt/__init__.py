@@ -124,7 +124,8 @@ def _built_by_child(request: Mapping[str, Any], folder: Path, target: Target, tr
                     said = event
     except InputError as error:
         raise UnavailableError(
-            error.reason, "Keep the operator at fault out of the model, build for another target, or use the handover."
+            error.reason,
+            "Keep the operator at fault out of the model, or take another target: h100, which TensorRT-RTX lacks, gets the handover.",
         ) from None
     return said
 

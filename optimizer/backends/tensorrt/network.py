@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from optimizer.errors import InputError
-from optimizer.graph import clone, names, unique
+from optimizer.graph import clone, names, save, unique
 from optimizer.model import FOR_LAYER, SHAPES, is_layer
 from optimizer.plan import Shape
 
@@ -47,7 +47,7 @@ def written(graph: ir.Model, folder: Path) -> Network:
                 inner.name = unique(plain or inner.op_type, taken)
             layers[inner.name] = layer
     file = folder / _FILE
-    ir.save(copy, file, external_data=f"{_FILE}.data")
+    save(copy, file, beside=f"{_FILE}.data")
     try:
         onnx.checker.check_model(file)
     except onnx.checker.ValidationError as error:
