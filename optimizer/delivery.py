@@ -29,7 +29,7 @@ from optimizer.precision import typed
 from optimizer.preparation import PACKAGES, Prepared
 from optimizer.progress import Track
 from optimizer.provenance import sha256_of_file, to_json, versions
-from optimizer.reference import Reference, simulated
+from optimizer.reference import UNSEEN, Reference, simulated
 from optimizer.report.report import Data, Provenance, Report, TensorReport, report_from
 from optimizer.report.tensors import tensor_report_from
 from optimizer.report.views import html, junit
@@ -69,8 +69,8 @@ def deliver(prepared: Prepared, target: Target, folder: Path, scratch: Path, tra
         provenance=provenance,
         exit_code=code,
         ladder=ladder,
-        calibration=_tensors(prepared, subject.plan),
-        notes=(*prepared.notes, *notes, *prepared.imported.source.notes, *written, *_looks(provenance)),
+        calibration=_tensors(prepared, problem.model, subject.plan),
+        notes=(*prepared.notes, *notes, *prepared.imported.source.notes, *written, *_looks(provenance), *_unseen(parity)),
         folders=(folder, scratch, prepared.request.folder),
     )
     _tell(report, folder)
@@ -202,10 +202,13 @@ def _read_as(prepared: Prepared) -> Metric:
     return guessed or METRICS["cosine"]
 
 
-def _tensors(prepared: Prepared, plan: Plan) -> tuple[TensorReport, ...]:
+def _tensors(prepared: Prepared, model: Model, plan: Plan) -> tuple[TensorReport, ...]:
     """What calibration saw of each tensor that has a range in the plan."""
     table = prepared.table
-    return () if table is None else tuple(tensor_report_from(name, table.statistics[name], chosen) for name, chosen in plan.ranges.items())
+    if table is None:
+        return ()
+    writers = {output: layer.name for layer in model.layers for output in layer.outputs}
+    return tuple(tensor_report_from(name, writers.get(name, ""), table.statistics[name], chosen) for name, chosen in plan.ranges.items())
 
 
 def _provenance(prepared: Prepared, candidates: Sequence[Candidate]) -> Provenance:
@@ -234,6 +237,11 @@ def _looks(provenance: Provenance) -> tuple[str, ...]:
         f"{data.source} has judged this model in {data.judged} builds into this folder: each further look makes a lucky PASS likelier, "
         "and samples that no build has seen would decide better.",
     )
+
+
+def _unseen(parity: Parity) -> tuple[str, ...]:
+    """A note on what a verdict by simulation does not cover."""
+    return (f"The simulation that the gate ran can't see {'; '.join(UNSEEN)}.",) if parity.gated_on == "simulation" else ()
 
 
 def _ship(prepared: Prepared, problem: Problem, subject: Candidate, candidates: Sequence[Candidate], folder: Path) -> tuple[str, ...]:

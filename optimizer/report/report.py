@@ -106,7 +106,8 @@ class CandidateReport:
 class TensorReport:
     """What calibration saw of a tensor and the range it was given.
 
-    `bins` are the shares of all values in equal steps from `minimum` to `maximum`; `clipped` is the share outside the range.
+    `layer` writes it, or is "" where it is an input of the model; `bins` are the shares of all values in equal steps from `minimum`
+    to `maximum`; `clipped` is the share outside the range.
     """
 
     name: str
@@ -117,6 +118,7 @@ class TensorReport:
     maximum: float
     bins: tuple[float, ...]
     clipped: float
+    layer: str = ""
 
 
 @dataclass(frozen=True)

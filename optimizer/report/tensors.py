@@ -12,7 +12,7 @@ from optimizer.report.report import TensorReport
 _BINS = 48
 
 
-def tensor_report_from(name: str, seen: Statistics, chosen: Range) -> TensorReport:
+def tensor_report_from(name: str, layer: str, seen: Statistics, chosen: Range) -> TensorReport:
     """The TensorReport of a tensor with at least one finite value; shares are of its finite values, rounded to 1e-6."""
     density = Density.of(seen)
     inner = density.below(np.linspace(seen.minimum, seen.maximum, _BINS + 1)[1:-1])
@@ -27,6 +27,7 @@ def tensor_report_from(name: str, seen: Statistics, chosen: Range) -> TensorRepo
         maximum=seen.maximum,
         bins=tuple(float(share) for share in np.round(shares, 6)),
         clipped=_outside(float(ends[0]), float(ends[1]), density.total, seen, chosen),
+        layer=layer,
     )
 
 

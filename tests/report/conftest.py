@@ -33,7 +33,8 @@ def parity(verdict: str, drop: float, low: float, high: float, needed: int | Non
     reason = {"pass": "the upper bound is under the budget.", "fail": "the lower bound is over the budget."}.get(
         verdict, "both are possible."
     )
-    return Parity(verdict, "top1", 0.8195, 0.8195 - drop, 0.008195, drop, low, high, 2000, needed, gated_on, reason)  # type: ignore[arg-type]
+    numbers = 0.8195, 0.8195 - drop, 0.008195, drop, low, high, 2000, needed
+    return Parity(verdict, "top1", *numbers, gated_on, reason, threshold=0.811305)  # type: ignore[arg-type]
 
 
 def layers(count: int, lossy: str, name: str = "layer{0}.{1}.conv2") -> tuple[Realised, ...]:

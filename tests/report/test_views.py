@@ -130,7 +130,7 @@ def test_a_gpu_that_is_not_here_gets_static_counts_instead_of_times(make_report:
 
 def test_the_console_puts_the_threshold_before_the_drop_and_fits_its_width(make_report: Make) -> None:
     shown = console.render(make_report(), width=90)
-    assert shown.index("may fall by 0.82 pp") < shown.index("surely between")
+    assert shown.index("must be over 81.13 % (parent 81.95 %): 0.82 pp may be lost") < shown.index("surely between")
     assert max(len(line) for line in shown.splitlines()) <= 90
     assert "layer2.1.conv2" in shown
 
@@ -166,9 +166,15 @@ def test_an_engine_without_a_lossy_step_is_told_in_the_words_of_its_own_gate(mak
     report = make_report(parity=numeric)
     report = replace(report, candidates=(replace(full.candidates[0], metric="max_abs", budget=4e-7, drop=2e-7), *full.candidates[1:]))
     assert words in report.headline
-    assert "may fall by" not in console.render(report)
+    assert "may be lost" not in console.render(report)
     for shown in (console.render(report, width=200), html.render(report), markdown.render(report)):
         assert "largest difference 2e-07" in shown
     # Its difference is in another unit than the budget of the others, so it is not drawn beside them.
     assert len(re.findall(r'class="interval"', html.render(report))) == 2
     assert words in next(iter(ElementTree.fromstring(junit.render(report)).iter("system-out"))).text  # type: ignore[operator]
+
+
+def test_an_open_verdict_that_was_asked_to_count_as_a_fail_is_a_failure_in_junit(make_report: Make) -> None:
+    report = make_report(verdict="inconclusive")
+    assert 'failures="0"' in junit.render(report)
+    assert 'failures="1"' in junit.render(replace(report, exit_code=3))

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from optimizer.report.escape import printable
-from optimizer.report.headline import NUMERIC, dropped, points, score
+from optimizer.report.headline import NUMERIC, dropped, points, required, score
 from optimizer.report.report import Report, Reports
 
 _COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "shipped": "green", "refused": "red"}
@@ -57,8 +57,8 @@ def _gate(report: Report) -> Group:
     gate, metric = report.gate, report.gate.metric
     lines = [
         f"target      {report.target.name}: {report.target.device} ({report.target.compute})",
-        f"budget      {metric} may fall by {points(gate.budget, metric)}"
-        if gate.budget is not None and metric != NUMERIC
+        f"threshold   {required(metric, gate.threshold, gate.parent)}: {points(gate.budget, metric)} may be lost"
+        if gate.threshold is not None and gate.parent is not None
         else f"gate        {gate.reason}",
     ]
     if gate.drop is not None and metric != NUMERIC:

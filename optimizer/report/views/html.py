@@ -6,8 +6,9 @@ import itertools
 from collections.abc import Sequence
 from importlib.resources import files
 
+from optimizer.engine import Parity
 from optimizer.report.escape import markup
-from optimizer.report.headline import NUMERIC, dropped, points, score
+from optimizer.report.headline import NUMERIC, dropped, points, required, score
 from optimizer.report.report import CandidateReport, Data, LayerReport, Report, TensorReport
 from optimizer.report.views import plots
 
@@ -65,13 +66,20 @@ def _accuracy(report: Report) -> str:
         ["metric", metric],
         ["parent", score(gate.parent, metric)],
         ["engine", score(gate.engine, metric)],
-        ["drop allowed", points(gate.budget, metric) if gate.budget is not None else "no budget"],
+        ["drop allowed", _allowed(gate)],
         ["drop, with its bounds", dropped(gate.drop, gate.low, gate.high, metric)],
         ["samples", f"{gate.samples:,}" + (f" (about {gate.samples_needed:,} needed)" if gate.samples_needed is not None else "")],
         ["gated on", gate.gated_on],
         ["verdict", f"{gate.verdict}: {gate.reason}"],
     ]
     return _table(["", ""], rows) + _bounds(report)
+
+
+def _allowed(gate: Parity) -> str:
+    """The budget, and the absolute number that it leaves."""
+    if gate.budget is None or gate.threshold is None or gate.parent is None:
+        return "no budget"
+    return f"{points(gate.budget, gate.metric)}: {required(gate.metric, gate.threshold, gate.parent)}"
 
 
 def _bounds(report: Report) -> str:
@@ -94,7 +102,8 @@ def _speed(report: Report) -> str:
 
 
 def _candidates(report: Report) -> str:
-    columns = ["candidate", "backend", "knobs", "#ms", "#speedup", "#INT8 layers", "#launches", "drop [bounds]", "outcome", "why"]
+    numbers = ["#ms", "#speedup", "#INT8 layers", "#launches", "#MB moved"]
+    columns = ["candidate", "backend", "knobs", *numbers, "drop [bounds]", "outcome", "why"]
     return _table(columns, [_candidate(one) for one in report.candidates], [one.outcome for one in report.candidates])
 
 
@@ -108,6 +117,7 @@ def _candidate(one: CandidateReport) -> list[str]:
         "" if one.speedup is None else f"{one.speedup:.2f}x",
         str(one.int8_layers),
         "" if one.launches is None else str(one.launches),
+        "" if one.moved_bytes is None else f"{one.moved_bytes / 1e6:.2f}",
         drop,
         one.outcome,
         one.reason,
@@ -156,11 +166,16 @@ def _calibration(tensors: Sequence[TensorReport]) -> str:
     left = f" The {_MOST_PLOTS} with most outside their range of {len(tensors)}; report.json has all." if len(tensors) > len(drawn) else ""
     words = f"Values that calibration saw, and between the red lines the range that INT8 covers.{left}"
     cells = [
-        f'<div class="tensor"><p><code>{markup(tensor.name)}</code></p>{plots.histogram(tensor)}'
-        f'<p class="soft">{markup(tensor.method)} [{tensor.low:.3g}, {tensor.high:.3g}], {100 * tensor.clipped:.2g} % outside</p></div>'
+        f'<div class="tensor"><p><code>{markup(tensor.layer or tensor.name)}</code></p>{plots.histogram(tensor)}'
+        f'<p class="soft">{_which(tensor)}: {markup(tensor.method)} [{tensor.low:.3g}, {tensor.high:.3g}], '
+        f"{100 * tensor.clipped:.2g} % outside</p></div>"
         for tensor in drawn
     ]
     return f'<p class="soft">{markup(words)}</p><div class="grid">{"".join(cells)}</div>'
+
+
+def _which(tensor: TensorReport) -> str:
+    return f"its output {markup(tensor.name)}" if tensor.layer else "an input of the model"
 
 
 def _fusions(report: Report) -> str:

@@ -9,6 +9,9 @@ from optimizer.report.escape import markup
 from optimizer.report.headline import NUMERIC, dropped, points, score
 from optimizer.report.report import LayerReport, Report
 
+_FAIL = 3
+"""The exit code of a FAIL, which an INCONCLUSIVE verdict can be taken for."""
+
 
 @dataclass(frozen=True)
 class _Case:
@@ -50,8 +53,8 @@ def _gate(report: Report) -> _Case:
         "gate",
         metric,
         text,
-        failure=gate.reason or text if report.verdict == "fail" else "",
-        skipped=gate.reason or text if report.verdict == "inconclusive" else "",
+        failure=gate.reason or text if report.exit_code == _FAIL else "",
+        skipped=gate.reason or text if report.verdict == "inconclusive" and report.exit_code != _FAIL else "",
     )
 
 

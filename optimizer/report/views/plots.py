@@ -9,7 +9,7 @@ from optimizer.report.headline import NUMERIC, dropped, points
 from optimizer.report.report import CandidateReport, LayerReport, Report, TensorReport
 
 _WIDTH = 900
-_LABEL = 230
+_LABEL = 300
 _RIGHT = 130
 _ROW = 26
 _PRECISIONS = ("int8", "int8_dynamic", "fp16", "bf16", "fp32", "folded")
@@ -165,7 +165,7 @@ def _draw(tag: str, kind: str, told: str = "", **numbers: float) -> str:
     return f'<{tag} class="{markup(kind)}"{attributes}>{title}</{tag}>'
 
 
-def _short(name: str, most: int = 30) -> str:
+def _short(name: str, most: int = 44) -> str:
     shown = printable(name)
     return shown if len(shown) <= most else shown[: most - 1] + "…"
 
