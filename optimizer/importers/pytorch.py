@@ -62,11 +62,12 @@ class _Network:
 
 @dataclass(frozen=True)
 class _Export:
-    """A network, probes of it, and why it could not be exported, or None."""
+    """A network, probes of it, why it could not be exported, or None, and what a user should know of how it was."""
 
     network: _Network
     probes: Sequence[_Probe]
     unexportable: str | None
+    notes: tuple[str, ...]
 
 
 def load(file: Path, how: ImportRequest, track: Track = silent) -> Model:
@@ -91,7 +92,7 @@ def load(file: Path, how: ImportRequest, track: Track = silent) -> Model:
             refused = refused or str(error)
             continue
         track("import", 2, 2)
-        return _model(file, how, graph, export.network, _told(exporter, refused, difference))
+        return _model(file, how, graph, export.network, (*export.notes, *_told(exporter, refused, difference)))
     raise InputError(f"PyTorch's exporter can't turn this network into a graph: {refused}", _remedy(free))
 
 
@@ -123,7 +124,7 @@ def _exported(file: Path, how: ImportRequest, exporter: str) -> _Export:
         "exporter": exporter,
         "out": str(how.scratch / "exported.onnx"),
     }
-    network, probes = _Network(), []
+    network, probes, notes = _Network(), [], tuple[str, ...]()
     with Child(_COMMAND, folder=how.user_folder, what=f"Importing {file.name}") as child:
         child.send(request)
         while (message := child.receive(_PATIENCE)).event["event"] not in {"done", "unexportable"}:
@@ -132,9 +133,11 @@ def _exported(file: Path, how: ImportRequest, exporter: str) -> _Export:
                     network = msgspec.convert(message.event, _Network)
                 elif message.event["event"] == "probe":
                     probes.append(_probe(message.event, message.arrays))
+                elif message.event["event"] == "exported":
+                    notes = msgspec.convert(message.event["notes"], tuple[str, ...])
             except (msgspec.ValidationError, KeyError):
                 raise child.nonsense() from None
-    return _Export(network, probes, message.event.get("said"))
+    return _Export(network, probes, message.event.get("said"), notes)
 
 
 def _probe(event: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> _Probe:

@@ -269,6 +269,7 @@ def test_what_one_exporter_can_not_do_comes_from_the_other_under_the_same_names(
     model = load("net.pt", {"features": "2:5:9x1:1:4x6"}, factory=f"net.py:{factory}")
     assert model.inputs[0].shape == ("features_0", "features_1", 6)
     assert any("older exporter" in note for note in model.source.notes) == (factory == "Checked")
+    assert any("net.py, line 12, decides" in note for note in model.source.notes) == (factory == "Checked")
     assert {"rnn", "fc", "fc/Add"} <= {layer.name for layer in model.layers}
     for length, batch in ((2, 1), (7, 3)):
         x = np.random.default_rng(length).standard_normal((length, batch, 6)).astype(np.float32)

@@ -1,8 +1,8 @@
 """Turns a PyTorch checkpoint and the user's factory into an ONNX file, in a process of its own that finds none of our packages.
 
 The request: `file`, `name`, `factory`, `factory_args`, `folder` (the user's), `shapes` {input: [smallest, usual, largest]},
-`exporter` ("dynamo" or "legacy"), `out`.  The answers: `model` {modules, outputs, versions, notes}, then `exported`, then `probe`
-{words, zeros} with the inputs and outputs of the network itself, at each size tried and where all numbers are 0.  The checkpoint
+`exporter` ("dynamo" or "legacy"), `out`.  The answers: `model` {modules, outputs, versions, notes}, then `exported` {notes}, then
+`probe` {words, zeros} with the inputs and outputs of the network itself, at each size tried and where all numbers are 0.  The checkpoint
 is read before any code of the user's runs, and only by torch's `weights_only` loader, which builds tensors and plain containers
 and calls nothing.
 """
@@ -10,7 +10,8 @@ and calls nothing.
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,14 +88,25 @@ def export(channel: Channel, network: nn.Module, inputs: optimize_inputs.Inputs,
     """Write the ONNX file; check that it has the opset that was asked for, which an exporter may ignore in silence."""
     free = {name: {axis: f"{name}_{axis}" for axis in axes} for name, axes in inputs.free.items() if axes}
     try:
-        opset = {"dynamo": dynamo, "legacy": legacy}[request["exporter"]](network, inputs.traced(), free, request["out"])
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always", torch.jit.TracerWarning)
+            opset = {"dynamo": dynamo, "legacy": legacy}[request["exporter"]](network, inputs.traced(), free, request["out"])
     except Exception as error:
         channel.send("unexportable", said=f"{type(error).__name__}: {' '.join(str(error).split())[:600]}")
         channel.hang_up()
     wanted = OPSETS[request["exporter"]]
     if opset != wanted:
         channel.refuse(f"The exporter wrote opset {opset} where {wanted} was asked for.", "Use another release of torch.")
-    channel.send("exported")
+    channel.send("exported", notes=list(dict.fromkeys(decided(channel, heard))))
+
+
+def decided(channel: Channel, heard: Iterable[warnings.WarningMessage]) -> Iterator[str]:
+    """What the user's own lines took from the example's numbers or sizes while it was traced, and the graph now holds for good."""
+    for warning in heard:
+        place = Path(warning.filename)
+        theirs = any(place.is_relative_to(folder) for folder in channel.folders)
+        if theirs and issubclass(warning.category, torch.jit.TracerWarning):
+            yield f"What {place.name}, line {warning.lineno}, decides by a tensor, the graph holds decided, as for made-up inputs."
 
 
 def dynamo(network: nn.Module, feeds: dict[str, torch.Tensor], free: Mapping[str, dict[int, str]], out: str) -> int | None:
