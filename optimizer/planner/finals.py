@@ -12,6 +12,7 @@ import onnx_ir as ir
 from kernels.timing import race
 from optimizer.data import Samples
 from optimizer.engine import Arrays, Candidate, Engine, Parity
+from optimizer.errors import UnavailableError
 from optimizer.parity.gate import NoQuestion, Question, gate, judge, judge_lossless, undecided, with_minimum
 from optimizer.planner.pareto import finalists, leaner
 from optimizer.planner.problem import Problem
@@ -67,6 +68,11 @@ def gated(
     """
     baseline = candidates[0].name
     wanted = [one for one in candidates if one.outcome != "not built" and _is_wanted(problem, one, baseline)]
+    if not wanted:
+        why = next((one.reason for one in candidates if one.outcome == "not built"), "")
+        raise UnavailableError(
+            f"No {problem.wanted.upper()} plan of this model could be built: {why}", "Choose another precision, or auto."
+        )
     order = finalists(wanted, baseline) if problem.capability.runs_here else leaner(wanted, baseline)
     judged = gate([(one.name, partial(_judged, problem, one, evidence, track)) for one in order])
     parities = {name: parity for name, parity in judged.tries if parity is not None}

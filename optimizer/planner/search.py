@@ -19,7 +19,7 @@ from optimizer.planner.moves import everywhere, half, mixed, ranged, unquantized
 from optimizer.planner.problem import Problem
 from optimizer.planner.sensitivity import sensitivities
 from optimizer.planner.tuning import tuned
-from optimizer.precision import typed
+from optimizer.precision import eligible, typed
 from optimizer.progress import Track, silent
 from optimizer.reference import Reference, simulated
 
@@ -103,6 +103,8 @@ def _int8(problem: Problem, track: Track) -> Iterator[tuple[str, Plan]]:
         "int8 dynamic": dynamic,
         "int8 static and dynamic": mixed(static, dynamic) if static is not None and dynamic is not None else None,
     }
+    if problem.wanted == "int8" and not any(plans.values()):
+        raise UnavailableError(_why_no_int8(problem), "Choose another precision, or auto.")
     for name, plan in plans.items():
         if plan is None:
             continue
@@ -110,6 +112,14 @@ def _int8(problem: Problem, track: Track) -> Iterator[tuple[str, Plan]]:
         yield name, whole.plan
         if problem.screening and not whole.distance.error < _NEAR:
             yield from _without_broken(problem, name, whole.plan, track)
+
+
+def _why_no_int8(problem: Problem) -> str:
+    """Why no layer can be in INT8; of several reasons that of the layer with the most weights."""
+    barred = eligible(problem.model, problem.capability, "int8")
+    largest = max(problem.model.layers, key=lambda layer: layer.parameters if barred.get(layer.name) else -1)
+    device = problem.target.device or problem.target.name
+    return f"No layer of this model can run in INT8 on {device} ({largest.name}: {barred.get(largest.name)})."
 
 
 def _without_broken(problem: Problem, name: str, plan: Plan, track: Track) -> Iterator[tuple[str, Plan]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 import optimizer
@@ -82,6 +83,15 @@ def test_a_precision_that_the_backend_lacks_is_refused_with_the_reason(make: Mak
     with pytest.raises(UnavailableError, match="ONNX Runtime"):
         build(folder, precision=precision)
     assert not (folder / "out").exists()
+
+
+def test_int8_by_name_of_a_model_without_a_layer_for_it_is_refused_with_the_reason(make: Make, build: Build) -> None:
+    folder = make()
+    text = '<ir_version: 10, opset_import: ["" : 20]> g (float[1, 16] x) => (float[1, 16] y) { y = Erf(x) }'
+    onnx.save(onnx.parser.parse_model(text), folder / "model.onnx")
+    with pytest.raises(UnavailableError, match=r"No layer of this model can run in INT8 .*Erf"):
+        build(folder, precision="int8")
+    assert build(folder)[0].exit_code == 0
 
 
 def test_a_speed_that_is_not_reached_is_a_fail_with_a_report_and_no_engine(make: Make, build: Build) -> None:
