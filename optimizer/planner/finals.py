@@ -65,6 +65,9 @@ def gated(
 
     The finalists are asked from the safest to the fastest (see `parity.gate.gate`).  After that, when nothing depends on it any
     more, the most tempting plan that stayed behind is measured too, so that the report can tell what it would have lost.
+
+    Raises:
+        UnavailableError: no candidate has the precision that was asked for by name.
     """
     baseline = candidates[0].name
     wanted = [one for one in candidates if one.outcome != "not built" and _is_wanted(problem, one, baseline)]
@@ -73,6 +76,8 @@ def gated(
         raise UnavailableError(
             f"No {problem.wanted.upper()} plan of this model could be built: {why}", "Choose another precision, or auto."
         )
+    if not wanted:
+        raise _nothing_to_ship(problem, candidates)
     order = finalists(wanted, baseline) if problem.capability.runs_here else leaner(wanted, baseline)
     judged = gate([(one.name, partial(_judged, problem, one, evidence, track)) for one in order])
     parities = {name: parity for name, parity in judged.tries if parity is not None}
@@ -83,6 +88,16 @@ def gated(
     told = [_told(one, parities.get(one.name), asked, order, baseline) for one in candidates]
     told = [replace(one, outcome="shipped") if one.name == judged.shipped else one for one in told]
     return told, next(one for one in told if one.name == shipped)
+
+
+def _nothing_to_ship(problem: Problem, candidates: Sequence[Candidate]) -> UnavailableError:
+    """The refusal where no candidate has the precision that was asked for by name."""
+    why = next((one.reason for one in candidates if one.outcome == "not built"), "no layer of this model can run in it")
+    device = problem.target.device or problem.target.name
+    return UnavailableError(
+        f"{problem.wanted.upper()} can't be had for this model on {device}: {why.rstrip('.')}.",
+        "optimize inspect tells why of each layer; --precision auto takes what can be had.",
+    )
 
 
 def _tempting(candidates: Sequence[Candidate], parities: Mapping[str, Parity], shipped: str) -> Candidate | None:

@@ -14,7 +14,7 @@ from optimizer.errors import UnavailableError
 from optimizer.plan import Plan, Precision
 from optimizer.planner.problem import Problem
 from optimizer.planner.sensitivity import worst_first
-from optimizer.precision import eligible, overflowing, quantized_tensors
+from optimizer.precision import eligible, overflowing, quantized_tensors, settled
 
 Named = tuple[str, Plan]
 
@@ -67,7 +67,10 @@ def everywhere(problem: Problem, precision: Precision) -> Plan | None:
     plan = replace(base, reasons={**base.reasons, **reasons})
     words = "INT8 with ranges found at every run" if precision == "int8_dynamic" else "INT8 with calibrated ranges"
     lowered = {layer: precision for layer in chosen if base.precision(layer) == base.base}
-    return replace(plan, precisions={**plan.precisions, **lowered}, reason=f"{words}, wherever it can be")
+    plan = replace(plan, precisions={**plan.precisions, **lowered}, reason=f"{words}, wherever it can be")
+    # What only goes along with INT8 neighbours is back in float where there are none.
+    carried = settled(problem.model, plan, problem.capability)
+    return plan if any(how.startswith("int8") for how in carried.precisions.values()) else None
 
 
 def _base(problem: Problem) -> Plan:

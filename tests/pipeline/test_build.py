@@ -178,3 +178,15 @@ def test_a_gpu_without_an_engine_of_ours_gets_the_handover_alone(make: Make, bui
     assert all(layer["realised"] != layer["planned"] for layer in report["precision"]["layers"])
     with pytest.raises(UnavailableError, match="handover"):
         optimizer.load(outcome.folder)
+
+
+@pytest.mark.parametrize("target", ["cpu", pytest.param("l4", marks=needs_tensorrt)])
+def test_int8_by_name_is_refused_where_no_layer_can_have_it(make: Make, build: Build, target: str) -> None:
+    folder = make()
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["": 20]> g (float[1, 16] x) => (float[1, 16] y) { r = Relu(x) y = Sigmoid(r) }'
+    )
+    onnx.save(model, folder / "model.onnx")
+    with pytest.raises(UnavailableError, match="No layer of this model can run in INT8"):
+        build(folder, precision="int8", targets=(target,))
+    assert not (folder / "out").exists()
