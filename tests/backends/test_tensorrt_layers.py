@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import onnx_ir as ir
 import pytest
 
-from optimizer.backends.tensorrt.layers import kernels_from_log, memory_from_log
+from optimizer.backends.tensorrt.layers import Kernel, Operand, kernels_from_log, memory_from_log
+from optimizer.backends.tensorrt.realised import realised
 from optimizer.errors import UnavailableError
 
 NHWC = "StrideOrder: [3,0,2,1], Datatype: {}, Format: (NHWC) Channel major format }}"
@@ -49,3 +51,26 @@ def test_a_form_that_is_not_known_is_no_silent_gap() -> None:
 def test_memory_is_read_from_the_log() -> None:
     log = ["Max Scratch Memory: 8273920 bytes", "Total Activation Memory: 8273921 bytes", "Total Weights Memory: 6916 bytes"]
     assert memory_from_log(log) == {"weights": 6916, "activations": 8273921, "scratch": 8273920}
+
+
+def test_a_product_whose_quantizer_a_fused_attention_runs_is_told_by_its_own_kernel() -> None:
+    text = '<ir_version: 10, opset_import: ["" : 20]> g (float[4, 4] x, float[4, 4] w) => (float[4, 4] y) { y = MatMul(x, w) }'
+    graph = ir.from_onnx_text(text)
+    graph.graph[0].name = "dense[0]"
+    graph.graph[0].metadata_props["optimize.planned"] = "int8"
+    half, byte = Operand((4, 4), "Half"), Operand((4, 4), "Int8")
+    attention = Kernel("_gemm_mha_v2_myl0_1", "runtime_fusion", "", (half,), (), (byte,), ("matmul", "dense.quantize"))
+    product = Kernel("dense_myl0_2", "gemm", "", (byte,), (byte,), (half,), ("dense(0)",))
+    names = {"matmul": "matmul", "dense.quantize": "dense[0]", "dense(0)": "dense[0]"}
+    (found,) = realised(graph, (attention, product), names, {}, "sm_89")
+    assert (found.realised, found.kernel) == ("int8", "dense_myl0_2")
+
+
+def test_a_layer_of_integers_is_no_layer_that_missed_its_precision() -> None:
+    text = '<ir_version: 10, opset_import: ["" : 20]> g (int64[4] x, int64[1] axes) => (int64[1, 4] y) { y = Unsqueeze(x, axes) }'
+    graph = ir.from_onnx_text(text)
+    graph.graph[0].name = "mask"
+    graph.graph[0].metadata_props["optimize.planned"] = "fp32"
+    whole = Operand((4,), "Int64")
+    (found,) = realised(graph, [Kernel("move", "kgen", "", (whole,), (), (whole,), ("mask",))], {"mask": "mask"}, {}, "sm_89")
+    assert (found.planned, found.realised, found.reason) == ("int64", "int64", "")

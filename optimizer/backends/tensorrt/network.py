@@ -42,9 +42,9 @@ def written(graph: ir.Model, folder: Path) -> Network:
     for node in copy.graph:
         layer = _layer(node)
         for inner in (node, *_inside(node)):
-            plain = (inner.name or "").translate(_BRACKETS)
-            if plain != inner.name or plain in layers or not plain:
-                inner.name = unique(plain or inner.op_type, taken)
+            name = plain(inner.name or "")
+            if name != inner.name or name in layers or not name:
+                inner.name = unique(name or inner.op_type, taken)
             layers[inner.name] = layer
     file = folder / _FILE
     save(copy, file, beside=f"{_FILE}.data")
@@ -56,6 +56,11 @@ def written(graph: ir.Model, folder: Path) -> Network:
             f"ONNX's checker refuses the typed graph: {reason[:400]}.", "Check the model with onnx.checker, or take --precision fp16."
         ) from None
     return Network(file, layers)
+
+
+def plain(name: str) -> str:
+    """A layer's name as its node has it in the network."""
+    return name.translate(_BRACKETS)
 
 
 def shapes_of(graph: ir.Model) -> dict[str, Shape]:

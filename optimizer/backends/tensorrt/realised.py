@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import onnx_ir as ir
 
 from optimizer.backends.tensorrt.layers import FLOATS, Kernel
+from optimizer.backends.tensorrt.network import plain
 from optimizer.engine import Launch, Realised
 from optimizer.model import PLANNED, is_layer
 
@@ -55,20 +56,27 @@ def _layers_in(kernel: Kernel, layers: Mapping[str, str]) -> tuple[str, ...]:
 def _realised(node: ir.Node, homes: Sequence[Kernel], reasons: Mapping[str, str], compute: str) -> Realised:
     name, declared = node.name or "", _declared(node)
     planned = node.metadata_props.get(PLANNED) or ("int8" if _quantized(node) else declared)
+    if declared not in _NAMES.values():  # integers have no precision to plan
+        planned = declared
     if not homes:
         return Realised(
             name, node.op_type, planned, "folded", reason="no kernel names it: worked out at build time, or part of a neighbour's indexing"
         )
-    home = _home(homes)
+    home = _home(name, homes)
     got, reason = _precision(node, home, declared)
     if got != planned:
         reason = reasons.get(name) or reason or f"TensorRT-RTX picked a kernel that reads {home.precision} for {compute}"
     return Realised(name, node.op_type, planned, got, home.name, reason=reason if got != planned else "")
 
 
-def _home(homes: Sequence[Kernel]) -> Kernel:
-    """The kernel that does a layer's work: a matrix product, to the ones that prepare its inputs or finish its outputs."""
-    return next((kernel for kernel in homes if kernel.product), homes[0])
+def _home(name: str, homes: Sequence[Kernel]) -> Kernel:
+    """The kernel that does a layer's work: a matrix product, to the ones that prepare its inputs or finish its outputs.
+
+    Of several products it is the one that names the layer itself: a fused attention may write the numbers that the next layer's
+    quantizer gives, and then names that quantizer, too.
+    """
+    own = [kernel for kernel in homes if plain(name) in kernel.nodes]
+    return next((kernel for kernel in (*own, *homes) if kernel.product), homes[0])
 
 
 def _precision(node: ir.Node, home: Kernel, declared: str) -> tuple[str, str]:
