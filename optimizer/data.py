@@ -100,6 +100,8 @@ def open_samples(words: str, inputs: tuple[TensorSpec, ...], preprocessing: Prep
     every = source.labels if source.labels is not None else (np.concatenate(labels) if labels else None)
     if count == 0:
         raise InputError(f"{source.name} holds no samples.", "Give data with at least one sample.")
+    if every is not None and (every.dtype.kind not in "biuf" or not np.isfinite(every).all()):
+        raise InputError(f"The labels in {source.name} are not all numbers.", "Give the number of each sample's class, or its value.")
     if every is not None and len(every) != count:
         raise InputError(f"{source.name} has {len(every)} labels for {count} samples.", "Give one label a sample.")
     feeds = count // batch

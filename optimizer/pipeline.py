@@ -9,14 +9,14 @@ from pathlib import Path
 
 from kernels.targets import target_from_name
 from optimizer.delivery import deliver
-from optimizer.errors import OptimizeError
+from optimizer.errors import InputError, OptimizeError
 from optimizer.package import Workspace
 from optimizer.package.load import LoadedEngine, load
 from optimizer.preparation import Prepared, prepare
 from optimizer.process import check_house
 from optimizer.progress import Track, silent
 from optimizer.provenance import to_json
-from optimizer.report.report import Failure, Report, Reports, reports_from
+from optimizer.report.report import Failure, Report, Reports, portable, reports_from, worst
 from optimizer.request import Request
 
 
@@ -80,16 +80,26 @@ def _several(prepared: Prepared, folder: Path, scratch: Path, track: Track) -> R
             results[name] = deliver(prepared, target, own, work, track)
         except OptimizeError as error:
             errors.append(error)
-            results[name] = Failure(error.title, error.reason, error.remedy, error.exit_code)
+            reason, remedy = (portable(words, (folder, scratch, prepared.request.folder)) for words in (error.reason, error.remedy))
+            results[name] = Failure(error.title, reason, remedy, error.exit_code)
             shutil.rmtree(own, ignore_errors=True)
     if len(errors) == len(results):
-        raise errors[0]
+        code = worst([error.exit_code for error in errors])
+        raise next(error for error in errors if error.exit_code == code)
     report = reports_from(results)
     (folder / "report.json").write_bytes(to_json(report))
     return report
 
 
 def _files(request: Request) -> Sequence[Path]:
-    """What a build reads, so that OUT can't be laid over it."""
-    named = (request.model, *(request.folder / word.split(":")[0] for word in (request.calibration, request.evaluation) if word))
-    return [path for path in named if path.exists()]
+    """What a build reads, so that OUT can't be laid over it.
+
+    Raises:
+        InputError: the system takes no such path.
+    """
+    data = (word.split(":")[0] for word in (request.calibration, request.evaluation) if word)
+    named = (request.model, *(request.folder / word for word in data if word), *([request.plan] if request.plan else []))
+    try:
+        return [path for path in named if path.exists()]
+    except OSError as error:
+        raise InputError(f"A path that was given can't be used: {error.strerror}.", "Look at the paths of model, data and plan.") from None

@@ -175,7 +175,10 @@ def as_model_takes(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
             f"The data for {spec.name!r} holds {array.dtype}, not numbers.",
             f"The model takes {spec.dtype}: convert it before, or by a function.",
         )
-    converted = array.astype(wanted, order="C")
+    with np.errstate(over="ignore"):  # refused below, in words
+        converted = array.astype(wanted, order="C")
+    if wanted.kind == "f" and np.isfinite(array[np.isinf(converted)]).any():
+        raise InputError(f"The data for {spec.name!r} holds numbers beyond {spec.dtype}.", "Scale it to what the model was trained on.")
     if wanted.kind in "iub" and not np.array_equal(converted, array):
         raise InputError(
             f"The data for {spec.name!r} holds numbers that {spec.dtype} can't hold.", "Give integers within the range of that type."

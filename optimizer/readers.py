@@ -64,7 +64,7 @@ def reader(words: str, folder: Path) -> Reader:
     if path.suffix == ".npz" and path.is_file():
         return _npz(path)
     if path.exists():
-        known = _calibration_cache(path)
+        known = _calibration_cache(path) if path.is_file() else None
         raise InputError(
             f"{path.name} is {known or 'not a kind of data that can be read'}.", "Give an .npz, a folder, or file.py:function."
         )
@@ -110,6 +110,8 @@ def _header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype[Any]]
     """Shape and type of an .npy stream whose numbers follow; Python objects and column order are refused."""
     version = npy.read_magic(file)
     shape, fortran, dtype = npy.read_array_header_1_0(file) if version == (1, 0) else npy.read_array_header_2_0(file)
+    if any(size < 0 for size in shape):
+        raise ValueError(f"{name} has a negative size")
     if dtype.hasobject:
         raise InputError(f"{name} holds Python objects.", "Save plain arrays: objects are pickles, and none is ever read.")
     if fortran and len(shape) > 1:

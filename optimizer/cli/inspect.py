@@ -42,7 +42,9 @@ def command(
     else:
         _model(found)
     if isinstance(found, InspectedEngine):
-        return _show.ending(0, f"{found.passport.name} for {found.passport.target}: {found.report.headline}")
+        passport = found.passport
+        what = f"{path.name}, which holds no engine of its own" if passport is None else f"{passport.name} for {passport.target}"
+        return _show.ending(0, f"{what}: {found.report.headline}")
     return _show.ending(0, f"{len(found.layers)} layers, {found.parameters:,} parameters, {len(found.fusions)} fusions")
 
 
@@ -50,6 +52,8 @@ def _model(found: Inspected) -> None:
     _show.line(f"{found.source.file} ({found.source.framework}), {found.parameters:,} parameters, {found.weights / 1e6:.1f} MB of weights")
     specs = [("input", one) for one in found.inputs] + [("output", one) for one in found.outputs]
     _show.table(["", "name", "type", "shape"], [(kind, one.name, one.dtype, " x ".join(map(str, one.shape))) for kind, one in specs])
+    weighted = [(layer.name, layer.op, f"{layer.parameters:,}") for layer in found.layers if layer.parameters]
+    _show.table(["layer", "op", "parameters"], weighted, f"{len(weighted)} of {len(found.layers)} layers hold parameters")
     _show.line("operators after fusion: " + ", ".join(f"{count} {op}" for op, count in found.operators.items()))
     if found.fusions:
         _show.line()

@@ -67,8 +67,8 @@ class Workspace:
         self._made: list[Path] = []
 
     def __enter__(self) -> Self:
-        refuse_foreign(self.output, self._reads)
         try:
+            refuse_foreign(self.output, self._reads)
             self._made = _make_parents(self.output.parent)
             self._lock = _locked(self._partial, self.output)
             _recover(self._previous, self.output)

@@ -12,11 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import msgspec
+
 from kernels.target import Target
 from optimizer.engine import Candidate, Parity, Realised, Rung, Verdict
 from optimizer.model import Fusion, Model, Source
 from optimizer.plan import Knobs
 from optimizer.preprocessing import Preprocessing
+from optimizer.provenance import from_json
 from optimizer.report.headline import headline_from
 
 SCHEMA = "optimize.report/1"
@@ -189,6 +192,21 @@ class Reports:
     headline: str
     exit_code: int
     schema: str = SEVERAL
+
+
+class _Schema(msgspec.Struct):
+    schema: str
+
+
+def report_from_file(file: Path) -> Report | Reports:
+    """The report that a build wrote, of one target or of several.
+
+    Raises:
+        InputError: it can't be read as one.
+    """
+    data = file.read_bytes()
+    several = from_json(data, _Schema, file.name).schema == SEVERAL
+    return from_json(data, Reports, file.name) if several else from_json(data, Report, file.name)
 
 
 def report_from(

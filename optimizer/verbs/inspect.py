@@ -19,8 +19,7 @@ from optimizer.package.passport import Passport, verify
 from optimizer.plan import Shape
 from optimizer.precision import eligible
 from optimizer.progress import Track, silent
-from optimizer.provenance import from_json
-from optimizer.report.report import Report
+from optimizer.report.report import Report, Reports, report_from_file
 
 
 @dataclass(frozen=True)
@@ -51,10 +50,11 @@ class Inspected:
 
 @dataclass(frozen=True)
 class InspectedEngine:
-    """An engine folder, verified: its passport and its report."""
+    """An engine folder, verified: its passport and its report; without a passport what a build left where nothing passed, or above
+    the folders of several targets."""
 
-    passport: Passport
-    report: Report
+    passport: Passport | None
+    report: Report | Reports
 
 
 def inspect(
@@ -67,16 +67,17 @@ def inspect(
     user_folder: Path | None = None,
     track: Track = silent,
 ) -> Inspected | InspectedEngine:
-    """Look at a model file, or at an engine folder if `path` holds a passport. Nothing is built or left behind.
+    """Look at a model file, or at an engine folder if `path` holds a passport or a report. Nothing is built or left behind.
 
     Raises:
-        InputError: the model can't be read.
+        InputError: the model, or a report, can't be read.
         VerificationError: the engine folder is not what its passport says.
         UnavailableError: a target of an unknown name.
     """
-    if (path / "passport.json").is_file() or (path / "report.json").is_file():
-        passport = verify(path)
-        return InspectedEngine(passport, from_json((path / "report.json").read_bytes(), Report, "report.json"))
+    if (path / "passport.json").is_file():
+        return InspectedEngine(verify(path), report_from_file(path / "report.json"))
+    if (path / "report.json").is_file():
+        return InspectedEngine(None, report_from_file(path / "report.json"))
     chosen = [target_from_name(name) for name in targets or ("cpu",)]
     with tempfile.TemporaryDirectory() as scratch:
         imported = importers.load(

@@ -151,9 +151,17 @@ def unknown_word(work: Path) -> list[str]:
     return ["--config", "optimize.toml"]
 
 
+def output_of_a_long_name(_work: Path) -> list[str]:
+    return ["-o", "n" * 300]
+
+
+def data_of_a_long_name(_work: Path) -> list[str]:
+    return ["--calibration", "n" * 300]
+
+
 WRONG = [
     *(empty, truncated, no_model, no_data, wrong_shape, wrong_name, not_a_number, no_samples, bare_budget),
-    *(output_is_a_file, output_is_not_ours, broken_config, unknown_word),
+    *(output_is_a_file, output_is_not_ours, output_of_a_long_name, data_of_a_long_name, broken_config, unknown_word),
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import zipfile
 from pathlib import Path
 
@@ -147,6 +148,44 @@ def test_data_that_does_not_fit_is_refused_with_the_reason(tmp_path: Path, array
     np.savez(tmp_path / "d.npz", **arrays)
     with pytest.raises(InputError, match=reason):
         open_samples("d.npz", (TensorSpec("in", "float32", ("n", 2)),), PLAIN, tmp_path)
+
+
+def test_numbers_beyond_the_inputs_type_are_refused_and_not_turned_into_infinities(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=np.full((2, 3, 4, 5), 1e300))
+    with pytest.raises(InputError, match="beyond float32"):
+        open_samples("d.npz", IMAGE, PLAIN, tmp_path)
+
+
+@pytest.mark.parametrize("labels", [np.array(["cat"] * 7), np.array([0, 1, np.nan, 0, 0, 0, 0]), np.zeros(7, complex)])
+def test_labels_that_are_no_numbers_are_refused(tmp_path: Path, labels: np.ndarray) -> None:
+    np.savez(tmp_path / "d.npz", x=images(7), y=labels)
+    with pytest.raises(InputError, match=r"labels in d\.npz are not all numbers"):
+        open_samples("d.npz", IMAGE, NHWC, tmp_path)
+
+
+@pytest.mark.parametrize("shape", ["(-1, 4, 5, 3)", "(7, -4, -5, 3)", "(99, 4, 5, 3)"])
+def test_a_header_that_lies_is_refused(tmp_path: Path, shape: str) -> None:
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    array = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + images(7).tobytes()
+    with zipfile.ZipFile(tmp_path / "d.npz", "w") as archive:
+        archive.writestr("x.npy", array)
+    with pytest.raises(InputError, match=r"d\.npz is"):
+        list(open_samples("d.npz", IMAGE, NHWC, tmp_path))
+
+
+def test_compressed_data_that_was_damaged_is_refused(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "d.npz", x=images(400))
+    content = bytearray((tmp_path / "d.npz").read_bytes())
+    content[500:900] = bytes(400)
+    (tmp_path / "d.npz").write_bytes(content)
+    with pytest.raises(InputError, match=r"d\.npz is damaged"):
+        list(open_samples("d.npz", IMAGE, NHWC, tmp_path))
+
+
+def test_a_pipe_is_no_data_and_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(InputError, match="not a kind of data"):
+        open_samples("pipe.npz", IMAGE, NHWC, tmp_path)
 
 
 def test_numbers_that_an_integer_input_can_not_hold_are_refused(tmp_path: Path) -> None:

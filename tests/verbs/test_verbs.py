@@ -13,6 +13,8 @@ import pytest
 from optimizer.cli.main import run
 from optimizer.errors import InputError, UnavailableError, VerificationError
 from optimizer.plan import Shape
+from optimizer.provenance import to_json
+from optimizer.report.report import Failure, Report, reports_from
 from optimizer.verbs.bench import bench
 from optimizer.verbs.doctor import doctor
 from optimizer.verbs.inspect import Inspected, InspectedEngine, inspect
@@ -95,6 +97,21 @@ def test_inspect_shows_what_an_engine_came_to_once_it_is_verified(engine: Make) 
     flip_a_bit(folder / "report.json")
     with pytest.raises(VerificationError):
         inspect(folder)
+
+
+def test_inspect_shows_the_report_where_nothing_passed_and_of_several_targets(engine: Make) -> None:
+    folder = engine()
+    (folder / "passport.json").unlink()
+    one = inspect(folder)
+    assert isinstance(one, InspectedEngine)
+    assert one.passport is None
+    assert isinstance(one.report, Report)
+    (folder / "report.json").write_bytes(
+        to_json(reports_from({"cpu": one.report, "h100": Failure("NOT AVAILABLE", "No.", "Take cpu.", 5)}))
+    )
+    several = inspect(folder)
+    assert isinstance(several, InspectedEngine)
+    assert several.report.headline == "cpu pass, h100 not available"
 
 
 def test_doctor_finds_this_cpu_served_and_names_the_way_out_for_others() -> None:
