@@ -79,13 +79,15 @@ def _base(problem: Problem) -> Plan:
     return problem.plan("fp32", "float") if base == "fp32" else half(problem, base)
 
 
-def mixed(static: Plan, dynamic: Plan) -> Plan | None:
-    """Dynamic INT8 where that exists, static elsewhere: matrix products gain more from ranges of their own at every run."""
+def mixed(problem: Problem, static: Plan, dynamic: Plan) -> Plan | None:
+    """Dynamic INT8 where that exists, static elsewhere: matrix products gain more from ranges of their own at every run.
+
+    None where that is one of the two alone: no dynamic layer, or no tensor left to quantize between the others.
+    """
     own: dict[str, Precision] = {layer: how for layer, how in dynamic.precisions.items() if how == "int8_dynamic"}
-    both = {**static.precisions, **own}
-    if both in (dict(static.precisions), dict(dynamic.precisions)):
-        return None
-    return replace(static, precisions=both, ranges={}, reason="INT8: ranges found at every run where that exists, calibrated elsewhere")
+    why = "INT8: ranges found at every run where that exists, calibrated elsewhere"
+    both = replace(static, precisions={**static.precisions, **own}, ranges={}, reason=why)
+    return both if own and quantized_tensors(problem.model, both, problem.capability) else None
 
 
 def ranged(problem: Problem, plan: Plan, method: str) -> Plan:

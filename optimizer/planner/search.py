@@ -101,17 +101,21 @@ def _int8(problem: Problem, track: Track) -> Iterator[tuple[str, Plan]]:
     plans = {
         "int8": static,
         "int8 dynamic": dynamic,
-        "int8 static and dynamic": mixed(static, dynamic) if static is not None and dynamic is not None else None,
+        "int8 static and dynamic": mixed(problem, static, dynamic) if static is not None and dynamic is not None else None,
     }
     if problem.wanted == "int8" and not any(plans.values()):
         raise UnavailableError(_why_no_int8(problem), "Choose another precision, or auto.")
+    methods: Sequence[str] = tuple(METHODS)
+    measured: dict[Lowered, float] = {}
     for name, plan in plans.items():
         if plan is None:
             continue
-        whole = _with_best_ranges(problem, plan, track)
+        whole = _with_best_ranges(problem, plan, methods, track)
+        if plan is static:
+            methods = (_method(whole.plan),)  # the tensors of the plans to come are some of these
         yield name, whole.plan
         if problem.screening and not whole.distance.error < _NEAR:
-            yield from _without_broken(problem, name, whole.plan, track)
+            yield from _without_broken(problem, name, whole.plan, measured, track)
 
 
 def _why_no_int8(problem: Problem) -> str:
@@ -122,16 +126,23 @@ def _why_no_int8(problem: Problem) -> str:
     return f"No layer of this model can run in INT8 on {device} ({largest.name}: {barred.get(largest.name)})."
 
 
-def _without_broken(problem: Problem, name: str, plan: Plan, track: Track) -> Iterator[tuple[str, Plan]]:
+Lowered = frozenset[tuple[str, Precision]]
+"""Layers that are in INT8 while no others are, each with its kind."""
+
+
+def _without_broken(problem: Problem, name: str, plan: Plan, known: dict[Lowered, float], track: Track) -> Iterator[tuple[str, Plan]]:
+    """The plan without its worst layers; `known` are errors that were measured for another plan, and gets those of this one."""
     lowered = [layer.name for layer in problem.model.layers if plan.precision(layer.name).startswith("int8")]
     base = replace(plan, precisions={layer: how for layer, how in plan.precisions.items() if not how.startswith("int8")}, ranges={})
     nothing = _screened(problem, base, _FEW).error
 
     def error(layers: Sequence[str]) -> float:
-        precisions: dict[str, Precision] = {**base.precisions, **{layer: plan.precision(layer) for layer in layers}}
-        alone = replace(base, precisions=precisions)
-        measured = _screened(problem, ranged(problem, alone, _method(plan)), _FEW).error
-        return max(measured - nothing, 0.0)
+        lowered: dict[str, Precision] = {layer: plan.precision(layer) for layer in layers}
+        if (key := frozenset(lowered.items())) not in known:
+            alone = replace(base, precisions={**base.precisions, **lowered})
+            measured = _screened(problem, ranged(problem, alone, _method(plan)), _FEW).error
+            known[key] = max(measured - nothing, 0.0)
+        return known[key]
 
     found = sensitivities(lowered, error, track)
     for suffix, left in without_the_worst(plan, found):
@@ -142,14 +153,14 @@ def _method(plan: Plan) -> str:
     return next((chosen.method for chosen in plan.ranges.values()), "minmax")
 
 
-def _with_best_ranges(problem: Problem, plan: Plan, track: Track) -> _Screened:
+def _with_best_ranges(problem: Problem, plan: Plan, methods: Sequence[str], track: Track) -> _Screened:
     """The plan with the ranges of the one method that keeps the outputs nearest on the screening samples."""
     tried: dict[str, _Screened] = {}
-    for done, method in enumerate(METHODS):
-        track("choosing ranges", done, len(METHODS))
+    for done, method in enumerate(methods):
+        track("choosing ranges", done, len(methods))
         full = ranged(problem, plan, method)
         tried[method] = _Screened(full, _screened(problem, full, len(problem.screening)))
-        if not full.ranges:
+        if not full.ranges or len(methods) == 1:
             return tried[method]
     best = min(tried, key=lambda method: tried[method].distance.error)
     others = ", ".join(f"{method} {one.distance.error:.3g}" for method, one in tried.items() if method != best)

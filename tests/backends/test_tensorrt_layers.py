@@ -74,3 +74,15 @@ def test_a_layer_of_integers_is_no_layer_that_missed_its_precision() -> None:
     whole = Operand((4,), "Int64")
     (found,) = realised(graph, [Kernel("move", "kgen", "", (whole,), (), (whole,), ("mask",))], {"mask": "mask"}, {}, "sm_89")
     assert (found.planned, found.realised, found.reason) == ("int64", "int64", "")
+
+
+@pytest.mark.parametrize(("weights", "got"), [("Half", "fp16"), ("Float", "fp32")])
+def test_a_product_behind_a_normalization_in_one_kernel_runs_in_the_type_of_its_weights(weights: str, got: str) -> None:
+    text = '<ir_version: 10, opset_import: ["" : 20]> g (float16[4, 4] x, float16[4, 4] w) => (float16[4, 4] y) { y = MatMul(x, w) }'
+    graph = ir.from_onnx_text(text)
+    graph.graph[0].name = "head"
+    graph.graph[0].metadata_props["optimize.planned"] = "fp16"
+    full, half = Operand((4, 4), "Float"), Operand((4, 4), "Half")
+    kernel = Kernel("__myl_SqrtDivMulMulSum", "kgen", "", (full,), (Operand((4, 4), weights),), (half,), ("norm", "head"))
+    (found,) = realised(graph, [kernel], {"norm": "norm", "head": "head"}, {}, "sm_89")
+    assert found.realised == got

@@ -82,11 +82,14 @@ def _home(name: str, homes: Sequence[Kernel]) -> Kernel:
 def _precision(node: ir.Node, home: Kernel, declared: str) -> tuple[str, str]:
     """The precision in which a kernel runs a layer, and what to say if that is not the planned one.
 
-    A matrix product runs in the type that it reads. Other layers keep the type that the graph gives them, because networks are
+    A matrix product runs in the type that it reads, or where it was fused behind another layer, whose wider numbers the kernel
+    reads, in that of its weights. Other layers keep the type that the graph gives them, because networks are
     strongly typed; inside an INT8 kernel they run on its accumulators and no tensor of theirs is to be seen.
     """
     if node.op_type in MATRIX:
-        return home.precision, ""
+        weights = {operand.precision for operand in home.constants or home.outputs if not operand.scalar}
+        fused = not home.product and home.precision in FLOATS and declared in weights
+        return declared if fused else home.precision, ""
     seen = [precision for precision in FLOATS if precision in home.types]
     if declared in FLOATS and seen and declared not in seen:
         return seen[0], f"its kernel reads and writes {' and '.join(sorted(home.types))}"
