@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
-from kernels.target import Target
+from kernels.target import Target, this_cpu
 from optimizer.backends import backend, missing, serving
 from optimizer.engine import Candidate, Parity, Rung
 from optimizer.errors import UnavailableError
@@ -184,7 +184,7 @@ def _ladder(prepared: Prepared, problem: Problem, subject: Candidate, track: Tra
     lowered = simulated(typed(problem.model, subject.plan, problem.capability))
     steps = {"fused": fused, f"typed {subject.name}": lowered}
     with ExitStack() as stack:
-        runs = [(name, stack.enter_context(closing(Reference(graph))).run) for name, graph in steps.items()]
+        runs = [(name, stack.enter_context(closing(Reference(graph, threads=this_cpu().cores))).run) for name, graph in steps.items()]
         if problem.capability.runs_here and subject.folder is not None:
             runs.append(("engine", stack.enter_context(closing(opened(problem, subject))).run))
         first, *others = rungs(parent, runs, feeds, _read_as(prepared))

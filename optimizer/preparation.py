@@ -106,6 +106,8 @@ def prepare(request: Request, scratch: Path, track: Track) -> Prepared:
         numeric = list(evaluation.take(range(min(NUMERIC, len(evaluation))))) if evaluation is not None else []
     if not numeric:
         numeric = _made_up(request, imported, NUMERIC)
+        sizes = ", ".join(f"{name} {'x'.join(map(str, array.shape)) or 'scalar'}" for name, array in numeric[0].items())
+        notes.append(f"There is no data: engines are timed and compared on random numbers ({sizes}).")
     return Prepared(
         request=request,
         imported=imported,

@@ -139,14 +139,28 @@ def float64(graph: ir.Model, feeds: Arrays) -> dict[str, NDArray[Any]]:
     Raises:
         NoTruthError: the evaluator lacks an operator of the graph or fails in it.
     """
-    exact = clone(graph)
+    exact = held(clone(graph))
     _retype(exact, _FLOATS, ir.DataType.DOUBLE)
     wide = {name: array.astype(np.float64) if _is_float(array) else array for name, array in feeds.items()}
+    wide.update(_as_inputs(exact))
     try:
-        results = ReferenceEvaluator(ir.to_proto(held(exact))).run(None, wide)
+        with np.errstate(all="ignore"):  # an exponential may overflow on its way to a sound sigmoid
+            results = ReferenceEvaluator(ir.to_proto(exact)).run(None, wide)
     except Exception as error:  # operators are plain numpy and raise whatever numpy raises
         raise NoTruthError(f"onnx.reference can't run the model in float64: {type(error).__name__}: {_said(error)}") from error
     return dict(zip([value.name or "" for value in exact.graph.outputs], results, strict=True))
+
+
+def _as_inputs(model: ir.Model) -> dict[str, NDArray[Any]]:
+    """Turns the large weights into inputs, in place, and returns them: the evaluator would hold two more copies of them."""
+    weights = {}
+    for name, value in list(model.graph.initializers.items()):
+        if (tensor := value.const_value) is not None and tensor.nbytes > _INLINE_BYTES and not value.is_graph_output():
+            weights[name] = tensor.numpy()
+            del model.graph.initializers[name]
+            value.const_value = None
+            model.graph.inputs.append(value)
+    return weights
 
 
 def _is_float(array: NDArray[Any]) -> bool:

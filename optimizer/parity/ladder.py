@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from kernels.target import this_cpu
 from optimizer.engine import Arrays, Rung
 from optimizer.model import layers
 from optimizer.parity.metrics import METRICS, Metric, equal_share
@@ -69,7 +70,7 @@ def rungs(
 
     `agreement` is None where `metric` does not read decisions.  `samples` are few: they are run for every rung.
     """
-    reference = Reference(parent)
+    reference = Reference(parent, threads=this_cpu().cores)
     try:
         truth = [reference.run(feeds) for feeds in samples]
         sensed = float(np.median([sensitivity(reference.run, feeds) for feeds in samples[:_SENSED]])) if samples else None

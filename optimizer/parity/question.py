@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.target import this_cpu
 from optimizer.data import Samples
 from optimizer.engine import Arrays
 from optimizer.errors import InputError
@@ -116,7 +117,7 @@ def question_from_words(request: Request, model: Model, samples: Samples, track:
         raise InputError(f"--min-metric has nothing to measure: {note}.", "Add labels to the evaluation data, or choose a --metric.")
     if metric is None:
         return NoQuestion(note)
-    reference = Reference(model.graph, threads=request.threads or 1, optimized=True)
+    reference = Reference(model.graph, threads=request.threads or this_cpu().cores, optimized=True)
     try:
         return ask(reference.run, samples, metric, budget, min_metric=request.min_metric, notes=(note,), track=track)
     finally:

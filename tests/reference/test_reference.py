@@ -55,6 +55,9 @@ def test_weights_larger_than_the_inline_limit_arrive_unchanged():
     model.graph.initializers["v"].shape = ir.Shape((500, 2))
     found = Reference(model).run({"x": X})
     np.testing.assert_allclose(found["y"][0, 0], np.maximum(X @ weight, 0).sum(), rtol=1e-5)
+    exact = float64(model, {"x": X})
+    np.testing.assert_allclose(exact["y"][0, 0], np.maximum(X.astype(np.float64) @ weight, 0).sum(), rtol=1e-14)
+    assert "w" in model.graph.initializers
 
 
 def test_the_optimized_engine_computes_the_same():
