@@ -162,8 +162,8 @@ class Channel:
         except BaseException as error:
             self._failed(what, error, remedy)
 
-    def _place(self, error: BaseException) -> str:
-        """The innermost line of the user's own files that the error came through."""
+    def place(self, error: BaseException) -> str:
+        """The innermost line of the user's own files that the error came through, in brackets; empty if it came through none."""
         for frame in reversed(traceback.extract_tb(error.__traceback__)):
             if any(Path(frame.filename).is_relative_to(folder) for folder in self.folders):
                 return f" ({Path(frame.filename).name}, line {frame.lineno})"
@@ -222,7 +222,7 @@ class Channel:
         return module
 
     def _failed(self, what: str, error: BaseException, remedy: str) -> NoReturn:
-        self.refuse(f"{what} raised {said(error)}{self._place(error)}.", remedy)
+        self.refuse(f"{what} raised {said(error)}{self.place(error)}.", remedy)
 
 
 class _Wall:

@@ -1,7 +1,7 @@
 """PyTorch checkpoints: weights and the user's factory become a graph in a process of their own, held against the network itself.
 
-The exporter that torch recommends goes first.  Where dimensions are free it may freeze one at the size it saw while declaring it
-free, so each is tried at two sizes; where the answers differ, torch's older exporter gets its turn, and the same trial.  Neither
+The exporter that torch recommends goes first.  It may freeze a free dimension at the size it saw while declaring it free, so each
+is tried at two sizes; where the answers differ, or it fails, torch's older exporter gets its turn, and the same trial.  Neither
 optimizes: what they would fold, our fusion folds exactly and tells.
 """
 
@@ -82,7 +82,7 @@ def load(file: Path, how: ImportRequest, track: Track = silent) -> Model:
         raise UnavailableError("Reading a PyTorch checkpoint needs PyTorch, which is not installed.", "Run pip install 'optimize[torch]'.")
     free = any(not shape.fixed for shape in how.shapes.values())
     refused = ""
-    for exporter in ("dynamo", "legacy") if free else ("dynamo",):
+    for exporter in ("dynamo", "legacy"):
         track("import", 0, 2)
         export = _exported(file, how, exporter)
         track("import", 1, 2)

@@ -20,6 +20,7 @@ import optimize_checkpoint  # these two lie beside this file; optimizer/child.py
 import optimize_inputs
 import torch
 from torch import nn
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 OPSETS = {"dynamo": 20, "legacy": 17}
 INLINE = 1 << 30
 FACTORY = "Pass --factory file.py:function (or module:function); the function returns the network, without weights or with."
+DECIDED = "Choose with torch.where, which computes both ways, and leave checks out of forward."
 
 
 def main(channel: Channel) -> None:
@@ -92,12 +94,22 @@ def export(channel: Channel, network: nn.Module, inputs: optimize_inputs.Inputs,
             warnings.simplefilter("always", torch.jit.TracerWarning)
             opset = {"dynamo": dynamo, "legacy": legacy}[request["exporter"]](network, inputs.traced(), free, request["out"])
     except Exception as error:
-        channel.send("unexportable", said=f"{type(error).__name__}: {' '.join(str(error).split())[:600]}")
+        cause = root(error)
+        if isinstance(cause, GuardOnDataDependentSymNode):
+            channel.refuse(f"What forward decides by the numbers in a tensor{channel.place(cause)} can't be told in a graph.", DECIDED)
+        channel.send("unexportable", said=f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}")
         channel.hang_up()
     wanted = OPSETS[request["exporter"]]
     if opset != wanted:
         channel.refuse(f"The exporter wrote opset {opset} where {wanted} was asked for.", "Use another release of torch.")
     channel.send("exported", notes=list(dict.fromkeys(decided(channel, heard))))
+
+
+def root(error: BaseException) -> BaseException:
+    """What an exporter wrapped in advice on how to report it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def decided(channel: Channel, heard: Iterable[warnings.WarningMessage]) -> Iterator[str]:
