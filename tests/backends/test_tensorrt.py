@@ -318,6 +318,20 @@ def test_names_that_would_confuse_the_layer_list_come_back_as_the_user_wrote_the
 
 
 @real
+@pytest.mark.parametrize("name", ["a\nb\r]", "x" * 10_000])
+def test_tensors_may_be_called_anything_inside_and_are_refused_in_words_as_inputs(name: str, tmp_path: Path) -> None:
+    model = fp16_convolutions()
+    for node in model.graph:
+        for value in node.outputs:
+            value.name = value.name if value.is_graph_output() else f"{name}{value.name}"
+    built = tensorrt.build(model, GPUS["l4"], {}, tmp_path)
+    assert {layer.realised for layer in built.realised if layer.operator == "Conv"} == {"fp16"}
+    model.graph.inputs[0].name = name
+    with pytest.raises(UnavailableError, match="takes no input or output called"):
+        tensorrt.build(model, GPUS["l4"], {}, tmp_path)
+
+
+@real
 def test_progress_is_told_while_the_build_goes_on(tmp_path: Path) -> None:
     steps: list[str] = []
     tensorrt.build(fp16_convolutions(), GPUS["l4"], {}, tmp_path, lambda step, done, total: steps.append(step))  # noqa: ARG005

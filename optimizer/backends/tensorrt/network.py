@@ -10,13 +10,17 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from optimizer.errors import InputError
+from optimizer.errors import InputError, UnavailableError
 from optimizer.graph import clone, names, save, unique
 from optimizer.model import FOR_LAYER, SHAPES, is_layer
 from optimizer.plan import Shape
 
 _FILE = "network.onnx"
-_BRACKETS = str.maketrans({"[": "(", "]": ")", "\n": " "})
+_BRACKETS = str.maketrans({"[": "(", "]": ")"})
+
+
+_LONGEST_NAME = 1000
+"""TensorRT-RTX takes no input with a name of 10,000 letters; a thousand were taken everywhere."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,16 @@ def written(graph: ir.Model, folder: Path) -> Network:
     for the node that holds it.
 
     Raises:
+        UnavailableError: an input or output has a name that an engine can't have.
         InputError: the checker refuses the graph, which TensorRT's parser might have taken and understood in its own way.
     """
     copy = clone(graph)
+    for value in (*copy.graph.inputs, *copy.graph.outputs):
+        if not (value.name or "").isprintable() or len(value.name or "") > _LONGEST_NAME:
+            raise UnavailableError(
+                f"TensorRT takes no input or output called {(value.name or '')[:60]!r}: the name holds what can't be printed, or is too long.",
+                f"Rename it: at most {_LONGEST_NAME:,} letters that can be printed.",
+            )
     layers: dict[str, str] = {}
     taken = names(copy.graph)
     for node in copy.graph:
@@ -46,6 +57,9 @@ def written(graph: ir.Model, folder: Path) -> Network:
             if name != inner.name or name in layers or not name:
                 inner.name = unique(name or inner.op_type, taken)
             layers[inner.name] = layer
+            for value in inner.outputs:
+                if (shown := plain(value.name or "")) != value.name and not value.is_graph_output():
+                    value.name = unique(shown, taken)
     file = folder / _FILE
     save(copy, file, beside=f"{_FILE}.data")
     try:
@@ -60,7 +74,7 @@ def written(graph: ir.Model, folder: Path) -> Network:
 
 def plain(name: str) -> str:
     """A layer's name as its node has it in the network."""
-    return name.translate(_BRACKETS)
+    return "".join(letter if letter.isprintable() else " " for letter in name.translate(_BRACKETS))[:_LONGEST_NAME]
 
 
 def shapes_of(graph: ir.Model) -> dict[str, Shape]:
