@@ -45,7 +45,7 @@ def written(graph: ir.Model, folder: Path) -> Network:
     for value in (*copy.graph.inputs, *copy.graph.outputs):
         if not (value.name or "").isprintable() or len(value.name or "") > _LONGEST_NAME:
             raise UnavailableError(
-                f"TensorRT takes no input or output called {(value.name or '')[:60]!r}: the name holds what can't be printed, or is too long.",
+                f"TensorRT takes no input or output called {(value.name or '')[:60]!r}: the name is too long or can't be printed.",
                 f"Rename it: at most {_LONGEST_NAME:,} letters that can be printed.",
             )
     layers: dict[str, str] = {}
