@@ -90,6 +90,11 @@ def mixed(problem: Problem, static: Plan, dynamic: Plan) -> Plan | None:
     return both if own and quantized_tensors(problem.model, both, problem.capability) else None
 
 
+def in_integers(problem: Problem, plan: Plan) -> bool:
+    """Whether anything computes in INT8 under a plan: layers that only hand numbers on do not where nothing beside them does."""
+    return "int8_dynamic" in plan.precisions.values() or bool(quantized_tensors(problem.model, plan, problem.capability))
+
+
 def ranged(problem: Problem, plan: Plan, method: str) -> Plan:
     """The plan with a range by `method` for each tensor that it quantizes.
 

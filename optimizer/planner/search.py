@@ -15,7 +15,7 @@ from optimizer.errors import InputError, OptimizeError, UnavailableError
 from optimizer.model import PLANNED, is_layer
 from optimizer.plan import Plan, Precision
 from optimizer.planner.distance import Distance, distance
-from optimizer.planner.moves import everywhere, half, mixed, ranged, unquantized, without_the_worst
+from optimizer.planner.moves import everywhere, half, in_integers, mixed, ranged, unquantized, without_the_worst
 from optimizer.planner.problem import Problem
 from optimizer.planner.sensitivity import sensitivities
 from optimizer.planner.tuning import tuned
@@ -146,7 +146,8 @@ def _without_broken(problem: Problem, name: str, plan: Plan, known: dict[Lowered
 
     found = sensitivities(lowered, error, track)
     for suffix, left in without_the_worst(plan, found):
-        yield f"{name} {suffix}", ranged(problem, left, _method(plan))
+        if in_integers(problem, left):
+            yield f"{name} {suffix}", ranged(problem, left, _method(plan))
 
 
 def _method(plan: Plan) -> str:

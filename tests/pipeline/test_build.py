@@ -85,6 +85,21 @@ def test_a_precision_that_the_backend_lacks_is_refused_with_the_reason(make: Mak
     assert not (folder / "out").exists()
 
 
+def test_a_plan_in_which_no_layer_is_left_to_compute_in_int8_is_no_int8_plan(make: Make, build: Build) -> None:
+    folder = make()
+    text = """<ir_version: 10, opset_import: ["" : 20]>
+    g (float[1, 16] x) => (float[1, 1, 10] y) <int64[3] shape = {1, 1, 16}> { t = Transpose<perm = [1, 0]>(x)
+        r = Reshape(t, shape) p = MatMul(r, w) h = Transpose<perm = [2, 0, 1]>(p) y = Transpose<perm = [1, 2, 0]>(h) }"""
+    model = onnx.parser.parse_model(text)
+    weight = np.random.default_rng(1).standard_normal((16, 10)).astype(np.float32) * np.geomspace(1e-2, 1e2, 16, dtype=np.float32)[:, None]
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    onnx.save(model, folder / "model.onnx")
+    _, report = build(folder, precision="int8", evaluation=None)
+    names = [one["name"] for one in report["candidates"]]
+    assert {"int8", "int8 dynamic"} <= set(names)
+    assert not any("without" in name for name in names)
+
+
 def test_int8_by_name_of_a_model_without_a_layer_for_it_is_refused_with_the_reason(make: Make, build: Build) -> None:
     folder = make()
     text = '<ir_version: 10, opset_import: ["" : 20]> g (float[1, 16] x) => (float[1, 16] y) { y = Erf(x) }'
