@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 BUCKETS = 1 << 16
-_INFINITE = 0x7F80  # exponent all ones: the first bucket, on each side of zero, that holds no finite number
 _SIGN = 0x8000
 _BLOCK = 1 << 20  # numbers counted at once: bincount widens each to 8 bytes
 

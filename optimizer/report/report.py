@@ -59,7 +59,10 @@ class PrecisionReport:
 
 @dataclass(frozen=True)
 class Speed:
-    """Milliseconds a run, `speedup` over the unquantized sibling with its 95 % interval; all None where not timed."""
+    """Milliseconds a run, `speedup` over the unquantized sibling with its 95 % interval; all None where not timed.
+
+    `cold_ms` is a run whose data had been swept out of the caches, the others follow a run of the same engine.
+    """
 
     baseline_ms: float | None = None
     engine_ms: float | None = None
@@ -70,6 +73,7 @@ class Speed:
     baseline: str | None = None
     p90_ms: float | None = None
     p99_ms: float | None = None
+    cold_ms: float | None = None
     runs: int | None = None
     stopped: str | None = None
 
@@ -307,6 +311,7 @@ def _speed(subject: Candidate, baseline: Candidate | None) -> Speed:
         baseline=timing.versus,
         p90_ms=timing.p90,
         p99_ms=timing.p99,
+        cold_ms=timing.cold_milliseconds,
         runs=timing.runs,
         stopped=timing.stopped,
     )

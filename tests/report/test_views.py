@@ -178,3 +178,9 @@ def test_an_open_verdict_that_was_asked_to_count_as_a_fail_is_a_failure_in_junit
     report = make_report(verdict="inconclusive")
     assert 'failures="0"' in junit.render(report)
     assert 'failures="1"' in junit.render(replace(report, exit_code=3))
+
+
+def test_what_a_run_takes_that_finds_nothing_in_the_caches_is_told_beside_the_others(make_report: Make) -> None:
+    report = make_report()
+    assert "cold" not in html.render(report)
+    assert "With cold caches 1.5 ms." in html.render(replace(report, speed=replace(report.speed, cold_ms=1.5)))

@@ -24,7 +24,7 @@ _BITS |= {"Int4": 4, "FP4": 4}
 
 _LINE = re.compile(
     r"Name: (?P<name>.*), LayerType: (?P<kind>\w*), Inputs: \[(?P<inputs>.*)\], Constants: \[(?P<constants>.*)\], "
-    r"Outputs: \[(?P<outputs>.*)\], TacticName: (?P<tactic>.*), StreamId: .*?Metadata: (?P<metadata>.*)"
+    r"Outputs: \[(?P<outputs>.*)\], TacticName: .*, StreamId: .*?Metadata: (?P<metadata>.*)"
 )
 _OPERAND = re.compile(r"Dimensions: \[(?P<sizes>[-\d,]*)\], .*?Datatype: (?P<type>\w+)")
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
@@ -65,7 +65,6 @@ class Kernel:
 
     name: str
     kind: str
-    tactic: str
     inputs: tuple[Operand, ...]
     constants: tuple[Operand, ...]
     outputs: tuple[Operand, ...]
@@ -117,7 +116,6 @@ def _kernel(line: str) -> Kernel:
     return Kernel(
         name=found["name"],
         kind=found["kind"],
-        tactic=found["tactic"],
         inputs=_operands(found["inputs"]),
         constants=_operands(found["constants"]),
         outputs=_operands(found["outputs"]),

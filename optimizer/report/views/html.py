@@ -98,6 +98,8 @@ def _speed(report: Report) -> str:
             words += f" {speed.speedup:.2f} times {speed.baseline} [{speed.low:.2f}, {speed.high:.2f}]."
         if speed.p90_ms is not None and speed.p99_ms is not None:
             words += f" p90 {speed.p90_ms:.3g} ms, p99 {speed.p99_ms:.3g} ms."
+        if speed.cold_ms is not None:
+            words += f" With cold caches {speed.cold_ms:.3g} ms."
     return f'<p>{markup(words)}</p><div class="wide">{plots.speed(report)}</div>'
 
 
