@@ -59,8 +59,8 @@ def test_a_product_whose_quantizer_a_fused_attention_runs_is_told_by_its_own_ker
     graph.graph[0].name = "dense[0]"
     graph.graph[0].metadata_props["optimize.planned"] = "int8"
     half, byte = Operand((4, 4), "Half"), Operand((4, 4), "Int8")
-    attention = Kernel("_gemm_mha_v2_myl0_1", "runtime_fusion", "", (half,), (), (byte,), ("matmul", "dense.quantize"))
-    product = Kernel("dense_myl0_2", "gemm", "", (byte,), (byte,), (half,), ("dense(0)",))
+    attention = Kernel("_gemm_mha_v2_myl0_1", "runtime_fusion", (half,), (), (byte,), ("matmul", "dense.quantize"))
+    product = Kernel("dense_myl0_2", "gemm", (byte,), (byte,), (half,), ("dense(0)",))
     names = {"matmul": "matmul", "dense.quantize": "dense[0]", "dense(0)": "dense[0]"}
     (found,) = realised(graph, (attention, product), names, {}, "sm_89")
     assert (found.realised, found.kernel) == ("int8", "dense_myl0_2")
@@ -72,7 +72,7 @@ def test_a_layer_of_integers_is_no_layer_that_missed_its_precision() -> None:
     graph.graph[0].name = "mask"
     graph.graph[0].metadata_props["optimize.planned"] = "fp32"
     whole = Operand((4,), "Int64")
-    (found,) = realised(graph, [Kernel("move", "kgen", "", (whole,), (), (whole,), ("mask",))], {"mask": "mask"}, {}, "sm_89")
+    (found,) = realised(graph, [Kernel("move", "kgen", (whole,), (), (whole,), ("mask",))], {"mask": "mask"}, {}, "sm_89")
     assert (found.planned, found.realised, found.reason) == ("int64", "int64", "")
 
 
@@ -83,6 +83,6 @@ def test_a_product_behind_a_normalization_in_one_kernel_runs_in_the_type_of_its_
     graph.graph[0].name = "head"
     graph.graph[0].metadata_props["optimize.planned"] = "fp16"
     full, half = Operand((4, 4), "Float"), Operand((4, 4), "Half")
-    kernel = Kernel("__myl_SqrtDivMulMulSum", "kgen", "", (full,), (Operand((4, 4), weights),), (half,), ("norm", "head"))
+    kernel = Kernel("__myl_SqrtDivMulMulSum", "kgen", (full,), (Operand((4, 4), weights),), (half,), ("norm", "head"))
     (found,) = realised(graph, [kernel], {"norm": "norm", "head": "head"}, {}, "sm_89")
     assert found.realised == got
