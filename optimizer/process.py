@@ -252,15 +252,22 @@ def user_transform(reference: str, folder: Path) -> Iterator[Callable[[NDArray[A
         yield transform
 
 
-def user_scores(
-    reference: str, folder: Path, outputs: Mapping[str, NDArray[Any]], labels: NDArray[Any] | None = None
-) -> NDArray[Any] | float:
-    """What a metric of the user's, `function(outputs, labels)`, makes of a model's outputs: shape (n,), or one float over all."""
+Scorer = Callable[[Mapping[str, NDArray[Any]], NDArray[Any] | None], NDArray[Any] | float]
+"""A metric of a user's: outputs by name and the labels, if any, to scores of shape (n,), or to one float over all."""
+
+
+@contextmanager
+def user_scores(reference: str, folder: Path) -> Iterator[Scorer]:
+    """A metric of the user's, kept open for many calls: a jackknife asks it again for each block."""
     with _user_function(reference, folder, "metric", "score") as child:
-        arrays = {f"outputs.{name}": array for name, array in outputs.items()}
-        child.send({"event": "call"}, arrays if labels is None else {**arrays, "labels": labels})
-        score = child.receive_array("score", _PATIENCE)
-    return score if score.ndim else float(score)
+
+        def scored(outputs: Mapping[str, NDArray[Any]], labels: NDArray[Any] | None) -> NDArray[Any] | float:
+            arrays = {f"outputs.{name}": array for name, array in outputs.items()}
+            child.send({"event": "call"}, arrays if labels is None else {**arrays, "labels": labels})
+            score = child.receive_array("score", _PATIENCE)
+            return score if score.ndim else float(score)
+
+        yield scored
 
 
 def _user_function(reference: str, folder: Path, role: str, use: str) -> Child:

@@ -1,7 +1,7 @@
 """Runs a function of the user's for `optimizer.process`: started by `isolated(...)`, where none of our packages can be found.
 
 The request says how it is used: `generate` yields dicts of arrays until it ends; `transform` gets an array and returns one, for
-each message; `score` gets a dict of outputs and the labels or None, and returns one number or one a sample.
+each message; `score` gets a dict of outputs and the labels or None, and returns one number or one a sample, for each message too.
 """
 
 from __future__ import annotations
@@ -45,11 +45,12 @@ def _transform(channel: Channel, function: Callable[..., Any], what: str) -> Non
 
 
 def _score(channel: Channel, function: Callable[..., Any], what: str) -> None:
-    arrays = channel.receive().arrays
-    outputs = {name.removeprefix("outputs."): array for name, array in arrays.items() if name.startswith("outputs.")}
-    with channel.theirs(what, _CORRECT):
-        result = function(outputs, arrays.get("labels"))
-    channel.send("item", {"score": _array(channel, result, f"{what} must return one number or an array of shape (n,)")})
+    while True:
+        arrays = channel.receive().arrays
+        outputs = {name.removeprefix("outputs."): array for name, array in arrays.items() if name.startswith("outputs.")}
+        with channel.theirs(what, _CORRECT):
+            result = function(outputs, arrays.get("labels"))
+        channel.send("item", {"score": _array(channel, result, f"{what} must return one number or an array of shape (n,)")})
 
 
 def _arrays(channel: Channel, item: object, what: str) -> dict[str, NDArray[Any]]:

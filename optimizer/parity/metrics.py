@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from optimizer.errors import InputError
 from optimizer.model import TensorSpec
-from optimizer.process import user_scores
+from optimizer.process import Scorer, user_scores
 from optimizer.provenance import told
 
 Array = NDArray[Any]
@@ -31,7 +32,7 @@ class Metric:
     the parent's); where `over_all` is there, the metric is its one float over all scores and labels, else the scores' mean.
 
     `bounded` scores lie in 0..1; `of_rarer_class` says that the metric lives on the rarer of two classes, which then counts as
-    the number of samples; `user` computes scores (n,) or one float from all outputs and labels.
+    the number of samples; `user` opens a function of the user's.
     """
 
     name: str
@@ -42,7 +43,7 @@ class Metric:
     needs_labels: bool = True
     bounded: bool = True
     of_rarer_class: bool = False
-    user: Callable[[dict[str, Array], Array | None], Array | float] | None = None
+    user: Callable[[], AbstractContextManager[Scorer]] | None = None
 
 
 def equal_share(kept: Array, truth: Array) -> float:
@@ -203,7 +204,9 @@ def default_metric(task: str | None, outputs: Sequence[TensorSpec], labels: Arra
     decides = np.dtype(outputs[0].dtype).kind in "iub" or any(word in name.lower() for word in _DECISIONS)
     embeds = any(word in name.lower() for word in _EMBEDDINGS) or not isinstance(size, int) or size > _FEW_CLASSES
     if decides or not embeds:
-        return METRICS["agreement"], f"guessed from the output {name!r} that the model decides between classes; {LABELS_DECIDE_ANOTHER}"
+        return METRICS[
+            "agreement"
+        ], f"guessed from the output {name!r} that the model decides between classes (--task says otherwise); {LABELS_DECIDE_ANOTHER}"
     return METRICS["cosine"], f"guessed from the output {name!r} that the model embeds (--task says otherwise); {LABELS_DECIDE_ANOTHER}"
 
 

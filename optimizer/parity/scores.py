@@ -98,19 +98,19 @@ def _truth(metric: Metric, parent: Outputs, labels: Array | None) -> Iterator[Ar
 def _user_scores(metric: Metric, outputs: Outputs, labels: Array | None, broken: int) -> Scores:
     """What the user's function makes of all outputs; where it returns one float, it is called again for each jackknife block."""
     assert metric.user is not None
-    function = metric.user
     arrays = {name: rows.stacked() for name, rows in outputs.rows.items()}
-    result = function(arrays, labels)
     count = len(outputs)
-    if isinstance(result, float):
+    with metric.user() as function:
+        result = function(arrays, labels)
+        if isinstance(result, float):
 
-        def value(stay: NDArray[np.intp]) -> float:
-            part = function({name: array[stay] for name, array in arrays.items()}, None if labels is None else labels[stay])
-            return float(part) if np.ndim(part) == 0 else float("nan")
+            def value(stay: NDArray[np.intp]) -> float:
+                part = function({name: array[stay] for name, array in arrays.items()}, None if labels is None else labels[stay])
+                return float(part) if np.ndim(part) == 0 else float("nan")
 
-        if broken or not np.isfinite(result):
-            return Scores(float("nan"), np.full(count, float("nan")), None, count, max(broken, 1))
-        return Scores(result, np.full(count, result), pseudo_values(value, count), count, broken)
+            if broken or not np.isfinite(result):
+                return Scores(float("nan"), np.full(count, float("nan")), None, count, max(broken, 1))
+            return Scores(result, np.full(count, result), pseudo_values(value, count), count, broken)
     each = np.asarray(result, dtype=np.float64)
     if each.shape != (count,):
         raise InputError(

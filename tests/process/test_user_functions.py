@@ -97,10 +97,12 @@ def test_a_metric_gives_one_number_or_one_a_sample(user: Write) -> None:
         """
     )
     outputs = {"labels": np.eye(4, dtype=np.float32)}
-    each = user_scores("metric.py:each", folder, outputs, np.array([0, 1, 2, 0]))
+    with user_scores("metric.py:each", folder) as scored:
+        each = scored(outputs, np.array([0, 1, 2, 0]))
     assert isinstance(each, np.ndarray)
     assert each.tolist() == [True, True, True, False]
-    assert user_scores("metric.py:all", folder, outputs) == 0.5
+    with user_scores("metric.py:all", folder) as scored:
+        assert [scored(outputs, None) for _ in range(2)] == [0.5, 0.5]
 
 
 @pytest.mark.parametrize(
