@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from kernels.timing import Timing
+from optimizer.errors import InputError
 from optimizer.model import TensorSpec
 from optimizer.plan import Plan
 
@@ -134,3 +136,42 @@ class Candidate:
     parity: Parity | None = None
     outcome: str = "tried"
     reason: str = ""
+
+
+def check(feeds: Arrays, inputs: Sequence[TensorSpec]) -> None:
+    """Refuse feeds that do not fit an engine's inputs: names, dtypes, ranks, fixed sizes, and free sizes that go by one name.
+
+    Raises:
+        InputError: the first thing that is wrong.
+    """
+    wanted = f"The engine takes {', '.join(_words(spec) for spec in inputs)}."
+    if missing := [spec.name for spec in inputs if spec.name not in feeds]:
+        raise InputError(f"There is no array for input {missing[0]!r}.", wanted)
+    if len(feeds) > len(inputs):
+        unknown = sorted(feeds.keys() - {spec.name for spec in inputs})
+        raise InputError(f"There is no input called {unknown[0]!r}.", wanted)
+    free: dict[str, tuple[int, str]] = {}
+    for spec in inputs:
+        array = feeds[spec.name]
+        if not isinstance(array, np.ndarray):
+            raise InputError(f"Input {spec.name!r} is a {type(array).__name__}, not a numpy array.", wanted)
+        if array.dtype.name != spec.dtype and not (spec.dtype == "object" and array.dtype.kind in "OSU"):
+            raise InputError(
+                f"Input {spec.name!r} has dtype {array.dtype.name}, not {spec.dtype}.", f"Convert it with .astype({spec.dtype!r})."
+            )
+        if len(array.shape) != len(spec.shape) or any(
+            isinstance(size, int) and size != found for size, found in zip(spec.shape, array.shape, strict=True)
+        ):
+            raise InputError(f"Input {spec.name!r} has shape {_size(array.shape)}, not {_size(spec.shape)}.", wanted)
+        for size, found in zip(spec.shape, array.shape, strict=True):
+            if isinstance(size, str) and not size.startswith("?") and free.setdefault(size, (found, spec.name))[0] != found:
+                other, name = free[size]
+                raise InputError(f"{size!r} is {found} in input {spec.name!r} and {other} in input {name!r}.", wanted)
+
+
+def _words(spec: TensorSpec) -> str:
+    return f"{spec.name} ({spec.dtype} {_size(spec.shape)})"
+
+
+def _size(shape: Sequence[int | str]) -> str:
+    return "x".join(map(str, shape)) if shape else "scalar"

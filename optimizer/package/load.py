@@ -6,7 +6,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 from numpy.typing import NDArray
 
 from kernels.targets import target_from_name
@@ -42,7 +41,6 @@ class LoadedEngine:
         Raises:
             InputError: an input is missing or unknown, or differs from its TensorSpec in type or shape.
         """
-        check(feeds, self.inputs)
         return self._engine.run(feeds)
 
     def run_raw(self, raw: Arrays) -> dict[str, NDArray[Any]]:
@@ -92,29 +90,6 @@ def unloadable(passport: Passport) -> str | None:
     if reason is None and not module.capability(target).runs_here:
         reason = f"this machine has no {passport.target}"
     return reason
-
-
-def check(feeds: Arrays, inputs: tuple[TensorSpec, ...]) -> None:
-    """Raises InputError unless `feeds` has each input in its type and shape, with the same size wherever a name is free."""
-    known = {spec.name for spec in inputs}
-    for name in sorted(feeds.keys() - known):
-        raise InputError(f"The engine has no input {name!r}.", f"Its inputs are: {_names(inputs)}.")
-    sizes: dict[str, int] = {}
-    for spec in inputs:
-        if spec.name not in feeds:
-            raise InputError(f"The input {spec.name!r} is missing.", f"Give every input: {_names(inputs)}.")
-        array = feeds[spec.name]
-        if array.dtype != np.dtype(spec.dtype):
-            raise InputError(
-                f"The input {spec.name!r} is {array.dtype}, the engine takes {spec.dtype}.",
-                f"Convert it with .astype({spec.dtype!r}), or give raw data to run_raw.",
-            )
-        wanted = f"The engine takes ({', '.join(map(str, spec.shape))})."
-        if array.ndim != len(spec.shape):
-            raise InputError(f"The input {spec.name!r} has shape {array.shape}.", wanted)
-        for have, want in zip(array.shape, spec.shape, strict=True):
-            if have != (want if isinstance(want, int) else sizes.setdefault(want, have)):
-                raise InputError(f"The input {spec.name!r} has shape {array.shape}, which does not fit.", wanted)
 
 
 def _names(inputs: tuple[TensorSpec, ...]) -> str:

@@ -13,10 +13,10 @@ from kernels.target import this_cpu
 from kernels.timing import Timing, race
 from optimizer import importers
 from optimizer.data import open_samples, random_samples
-from optimizer.engine import Arrays, Engine
+from optimizer.engine import Arrays, Engine, check
 from optimizer.errors import InputError
 from optimizer.model import TensorSpec
-from optimizer.package.load import LoadedEngine, check, load
+from optimizer.package.load import LoadedEngine, load
 from optimizer.plan import Shape
 from optimizer.preprocessing import Preprocessing
 from optimizer.progress import Track, silent

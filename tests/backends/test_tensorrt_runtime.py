@@ -28,8 +28,8 @@ class Runner:
 
     def infer(self, feeds: dict[str, np.ndarray], check_inputs: bool) -> dict[str, np.ndarray]:
         assert check_inputs
-        if "x" not in feeds:
-            raise RefusalError("x is missing")
+        if len(feeds["x"]) > len(self.buffer):
+            raise RefusalError("x is beyond the largest shape of the profile")
         self.buffer[...] = 2 * feeds["x"]
         return {"y": self.buffer}
 
@@ -67,8 +67,10 @@ def test_an_answer_stays_when_the_next_run_overwrites_the_buffer() -> None:
 
 def test_a_refusal_of_the_runner_is_an_error_of_the_input() -> None:
     engine, _ = loaded()
-    with pytest.raises(InputError, match="x is missing"):
-        engine.run({})
+    with pytest.raises(InputError, match="beyond the largest shape"):
+        engine.run({"x": np.ones((3, 3), np.float32)})
+    with pytest.raises(InputError, match="no input called 'mask'"):
+        engine.run({"x": np.ones((2, 3), np.float32), "mask": np.ones(1)})
 
 
 def test_closing_gives_the_gpu_back() -> None:

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from kernels.target import this_cpu
-from optimizer.engine import Arrays
+from optimizer.engine import Arrays, check
 from optimizer.errors import InputError, UnavailableError
 from optimizer.model import TensorSpec
 from optimizer.plan import Knobs
@@ -121,7 +120,7 @@ class Session:
         """
         if self._session is None:
             raise ValueError("this engine was closed")
-        check(self.inputs, feeds)
+        check(feeds, self.inputs)
         try:
             results = self._session.run(self._names, dict(feeds))
         except ERRORS as error:
@@ -131,40 +130,3 @@ class Session:
     def close(self) -> None:
         """Free weights, arena and threads."""
         self._session = None
-
-
-def check(inputs: Sequence[TensorSpec], feeds: Arrays) -> None:
-    """Refuse feeds that do not fit: names, dtypes, ranks, fixed sizes, and free sizes that go by one name.
-
-    Raises:
-        InputError: the first thing that is wrong.
-    """
-    wanted = f"The engine takes {', '.join(_words(spec) for spec in inputs)}."
-    if missing := [spec.name for spec in inputs if spec.name not in feeds]:
-        raise InputError(f"There is no array for input {missing[0]!r}.", wanted)
-    if len(feeds) > len(inputs):
-        unknown = sorted(feeds.keys() - {spec.name for spec in inputs})
-        raise InputError(f"There is no input called {unknown[0]!r}.", wanted)
-    free: dict[str, tuple[int, str]] = {}
-    for spec in inputs:
-        array = feeds[spec.name]
-        if not isinstance(array, np.ndarray):
-            raise InputError(f"Input {spec.name!r} is a {type(array).__name__}, not a numpy array.", wanted)
-        if array.dtype.name != spec.dtype and not (spec.dtype == "object" and array.dtype.kind in "OSU"):
-            raise InputError(f"Input {spec.name!r} has dtype {array.dtype.name}, not {spec.dtype}.", wanted)
-        if len(array.shape) != len(spec.shape) or any(
-            isinstance(size, int) and size != found for size, found in zip(spec.shape, array.shape, strict=True)
-        ):
-            raise InputError(f"Input {spec.name!r} has shape {_size(array.shape)}, not {_size(spec.shape)}.", wanted)
-        for size, found in zip(spec.shape, array.shape, strict=True):
-            if isinstance(size, str) and not size.startswith("?") and free.setdefault(size, (found, spec.name))[0] != found:
-                other, name = free[size]
-                raise InputError(f"{size!r} is {found} in input {spec.name!r} and {other} in input {name!r}.", wanted)
-
-
-def _words(spec: TensorSpec) -> str:
-    return f"{spec.name} ({spec.dtype} {_size(spec.shape)})"
-
-
-def _size(shape: Sequence[int | str]) -> str:
-    return "x".join(map(str, shape)) if shape else "scalar"

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optimizer.backends.tensorrt.driver import absent
-from optimizer.engine import Arrays
+from optimizer.engine import Arrays, check
 from optimizer.errors import InputError, UnavailableError
 from optimizer.model import TensorSpec
 
@@ -46,9 +46,10 @@ class Loaded:
         """Every output by name, in host memory of its own.
 
         Raises:
-            InputError: an input is left out, or its shape or type is not the engine's.
+            InputError: an input is left out or unknown, or its shape or type is not the engine's.
         """
-        given = {spec.name: np.ascontiguousarray(feeds[spec.name]) for spec in self.inputs if spec.name in feeds}
+        check(feeds, self.inputs)
+        given = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
         try:
             found = self._runner.infer(given, check_inputs=True)
         except self._refusals as error:
