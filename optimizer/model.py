@@ -62,7 +62,7 @@ class Fusion:
 
 @dataclass(frozen=True)
 class Layer:
-    """A node of the main graph under its source name; `parameters` counts the numbers of its own weights."""
+    """A node of the main graph under its source name; `parameters` counts the numbers of its own weights, not sizes and axes."""
 
     name: str
     op: str
@@ -112,11 +112,16 @@ def layers(graph: ir.Model) -> tuple[Layer, ...]:
             node.op_type,
             tuple(value.name or "" for value in node.inputs if value is not None),
             tuple(value.name or "" for value in node.outputs),
-            sum(value.const_value.size for value in node.inputs if value is not None and value.const_value is not None),
+            sum(value.const_value.size for value in node.inputs if value is not None and _learned(value)),
         )
         for node in graph.graph
         if is_layer(node)
     )
+
+
+def _learned(value: ir.Value) -> bool:
+    """Whether a constant holds numbers of the model's own, rather than the sizes, axes and indices that an operator goes by."""
+    return value.const_value is not None and value.const_value.dtype not in {ir.DataType.INT64, ir.DataType.BOOL}
 
 
 def is_layer(node: ir.Node) -> bool:

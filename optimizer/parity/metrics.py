@@ -203,11 +203,8 @@ def default_metric(task: str | None, outputs: Sequence[TensorSpec], labels: Arra
     name, size = outputs[0].name, outputs[0].shape[-1] if outputs[0].shape else 1
     decides = np.dtype(outputs[0].dtype).kind in "iub" or any(word in name.lower() for word in _DECISIONS)
     embeds = any(word in name.lower() for word in _EMBEDDINGS) or not isinstance(size, int) or size > _FEW_CLASSES
-    if decides or not embeds:
-        return METRICS[
-            "agreement"
-        ], f"guessed from the output {name!r} that the model decides between classes (--task says otherwise); {LABELS_DECIDE_ANOTHER}"
-    return METRICS["cosine"], f"guessed from the output {name!r} that the model embeds (--task says otherwise); {LABELS_DECIDE_ANOTHER}"
+    metric, does = ("agreement", "decides between classes") if decides or not embeds else ("cosine", "embeds")
+    return METRICS[metric], f"guessed from the output {name!r} that the model {does} (--task says otherwise); {LABELS_DECIDE_ANOTHER}"
 
 
 LABELS_DECIDE_ANOTHER = "without labels the parent's answers count as the truth: labels would decide a different question"

@@ -67,6 +67,10 @@ def test_the_checkpoint_as_training_left_it_comes_in_by_module_path(load: Load, 
     assert {"conv1", "relu", "layer2.0.pad", "layer3.2.conv2", "layer3.2.relu#2", "mean", "linear"} <= set(names)
     assert len(names) == len(set(names))
     assert sum(layer.op == "Conv" for layer in model.layers) == 19
+    assert {layer.name: layer.parameters for layer in model.layers if layer.name in {"layer2.0.pad", "linear"}} == {
+        "layer2.0.pad": 0,
+        "linear": 650,
+    }
     assert [(spec.name, spec.shape) for spec in (*model.inputs, *model.outputs)] == [("input", (1, 3, 32, 32)), ("output", (1, 10))]
     assert not model.fusions  # the exporter folds nothing
     fused = fuse(model)
