@@ -20,7 +20,7 @@ from optimizer.package.passport import Passport, seal
 from optimizer.parity.gate import Question
 from optimizer.parity.ladder import rungs, worst_layer
 from optimizer.parity.metrics import METRICS, Metric, default_metric
-from optimizer.plan import Capability, Knobs, Plan, Shape
+from optimizer.plan import Capability, Knobs, Plan
 from optimizer.planner.finals import Evidence, gated, timed
 from optimizer.planner.given import plan_from_file, refuse_what_does_not_fit
 from optimizer.planner.problem import Problem
@@ -33,6 +33,7 @@ from optimizer.reference import UNSEEN, Reference, simulated
 from optimizer.report.report import Data, Provenance, Report, TensorReport, report_from
 from optimizer.report.tensors import tensor_report_from
 from optimizer.report.views import html, junit
+from optimizer.sizes import refuse_other_sizes, shapes_of, typical
 
 VERDICT_CODES = {"pass": 0, "fail": 3, "inconclusive": 4}
 SHIPPED = (VERDICT_CODES["pass"], VERDICT_CODES["inconclusive"])
@@ -46,8 +47,9 @@ def deliver(prepared: Prepared, target: Target, folder: Path, scratch: Path, tra
         UnavailableError: target, backend or precision can't be had.
     """
     problem, notes = _problem(prepared, target)
-    candidates = list(search(problem, prepared.numeric[0], scratch, track))
-    candidates = timed(problem, candidates, prepared.numeric[0], track)
+    feed = typical(prepared.numeric[0], prepared.fused.inputs, prepared.request.shapes)
+    candidates = list(search(problem, feed, scratch, track))
+    candidates = timed(problem, candidates, feed, track)
     evidence = Evidence(prepared.imported.graph, prepared.numeric, prepared.question, prepared.evaluation)
     candidates, subject = gated(problem, candidates, evidence, track)
     assert subject.parity is not None
@@ -142,16 +144,17 @@ def _shaped(prepared: Prepared, capability: Capability) -> tuple[Model, tuple[st
     Free dimensions stay free, their sizes noted in the graph's metadata, where the backend takes them or a range was asked for;
     else they are fixed to the sizes that the data has.
     """
-    model, asked = prepared.fused, prepared.request.shapes
+    model = prepared.fused
     free = [spec.name for spec in model.inputs if any(isinstance(size, str) for size in spec.shape)]
     if not free:
         return model, ()
-    usual = {name: tuple(prepared.numeric[0][name].shape) for name in free}
-    shapes = {name: asked.get(name, Shape(size, size, size)) for name, size in usual.items()}
-    if capability.dynamic_shapes or not any(shape.fixed for shape in shapes.values()):
+    every = shapes_of(prepared.numeric[0], model.inputs, prepared.request.shapes)
+    shapes = {name: shape for name, shape in every.items() if name in free}
+    if capability.dynamic_shapes or not all(shape.fixed for shape in shapes.values()):
         graph = clone(model.graph)
         graph.metadata_props[SHAPES] = json.dumps({name: [one.smallest, one.usual, one.largest] for name, one in shapes.items()})
         return model.with_graph(graph), ()
+    refuse_other_sizes(prepared.screening, shapes)
     sizes = {name: shape.usual for name, shape in shapes.items()}
     told = ", ".join(f"{name}={'x'.join(str(size) for size in shape)}" for name, shape in sizes.items())
     note = f"Free dimensions are fixed, as the data has them: {told}. For a range give --shapes name=smallest:usual:largest."

@@ -17,6 +17,9 @@ _SMALL_BYTES = 256
 """Weights up to this size travel inside a graph's own file."""
 
 
+_QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"})
+
+
 def clone(model: ir.Model) -> ir.Model:
     """A copy whose nodes can be changed; the weights are shared, so a copy costs nothing."""
     return model.clone()
@@ -62,6 +65,12 @@ def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value
     value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
+
+
+def quantized(model: ir.Model) -> int:
+    """How many operators convert to 8-bit integers or compute with them: more than 0 in a model that another tool has quantized."""
+    kinds = [node.op_type for node in model.graph.all_nodes()]
+    return sum(kind in _QUANTIZED or kind.startswith("QLinear") for kind in kinds)
 
 
 def infer_shapes(model: ir.Model) -> None:

@@ -88,6 +88,10 @@ def load_graph(file: Path, shapes: Mapping[str, Shape], scratch: Path, track: Tr
         track("import", 2, 4)
         result = _compare(child, file, _saved(wide, scratch), wide, shapes)
     track("import", 3, 4)
+    if number := graphs.quantized(wide):
+        notes.append(
+            f"It is quantized already ({number} operators), and stays so: to have INT8 planned and gated here, give the float model."
+        )
     if wide is not model:
         notes.append("Its half-precision tensors count as FP32, which holds all their numbers, unless a plan makes them FP16 or BF16.")
     if not result["ran"]:

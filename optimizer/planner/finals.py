@@ -72,11 +72,6 @@ def gated(
     baseline = candidates[0].name
     wanted = [one for one in candidates if one.outcome != "not built" and _is_wanted(problem, one, baseline)]
     if not wanted:
-        why = next((one.reason for one in candidates if one.outcome == "not built"), "")
-        raise UnavailableError(
-            f"No {problem.wanted.upper()} plan of this model could be built: {why}", "Choose another precision, or auto."
-        )
-    if not wanted:
         raise _nothing_to_ship(problem, candidates)
     order = finalists(wanted, baseline) if problem.capability.runs_here else leaner(wanted, baseline)
     judged = gate([(one.name, partial(_judged, problem, one, evidence, track)) for one in order])

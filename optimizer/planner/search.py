@@ -12,6 +12,7 @@ from calibration.ranges import METHODS
 from optimizer.backends import backend
 from optimizer.engine import Arrays, Built, Candidate, Engine, Realised
 from optimizer.errors import InputError, OptimizeError, UnavailableError
+from optimizer.graph import quantized
 from optimizer.model import PLANNED, is_layer
 from optimizer.plan import Plan, Precision
 from optimizer.planner.distance import Distance, distance
@@ -48,12 +49,20 @@ def search(problem: Problem, feed: Arrays, folder: Path, track: Track = silent) 
         problem = replace(problem, knobs=knobs)
         baseline = _built(problem, first, replace(plan, knobs=knobs, reason=f"{plan.reason}; {told}"), folder / f"{first} tuned", track)
     yield baseline
-    if problem.table is None and problem.wanted in ("auto", "int8") and problem.given is None and "int8" in problem.capability.precisions:
-        why = "static INT8 needs ranges, and there is no calibration data: give samples with --calibration"
+    if problem.wanted in ("auto", "int8") and problem.given is None and (why := _without_static_int8(problem)):
         yield Candidate("int8", problem.plan(problem.capability.base, "left out"), outcome="not built", reason=why)
     for number, (name, plan) in enumerate(_plans(problem, first, track), 1):
         track(f"building {name}", number, 0)
         yield _built(problem, name, plan, folder / str(number), track)
+
+
+def _without_static_int8(problem: Problem) -> str:
+    """Why there will be no plan in static INT8; "" where there will be one, or none of this backend's at all."""
+    if "int8" not in problem.capability.precisions:
+        return ""
+    if problem.table is None:
+        return "static INT8 needs ranges, and there is no calibration data: give samples with --calibration"
+    return "" if everywhere(problem, "int8") is not None else _no_int8(problem).reason
 
 
 def opened(problem: Problem, candidate: Candidate) -> Engine:
@@ -68,7 +77,8 @@ def _refuse(problem: Problem) -> None:
     if wanted != "auto" and wanted not in {precision.removesuffix("_dynamic") for precision in capability.precisions}:
         device = problem.target.device or problem.target.name
         why = capability.refusals.get(wanted, f"The backend {problem.backend} has no {wanted.upper()} for {device}.")
-        raise UnavailableError(why, f"Choose another precision: {', '.join(sorted(capability.precisions))}, or auto.")
+        others = sorted({precision.removesuffix("_dynamic") for precision in capability.precisions})
+        raise UnavailableError(f"{why.rstrip('.')}.", f"Choose another precision: {', '.join(others)}, or auto.")
     if wanted == "int8" and problem.table is None and "int8_dynamic" not in capability.precisions:
         raise InputError("INT8 needs calibration data: its ranges have to come from somewhere.", "Give samples with --calibration.")
 
@@ -104,7 +114,7 @@ def _int8(problem: Problem, track: Track) -> Iterator[tuple[str, Plan]]:
         "int8 static and dynamic": mixed(problem, static, dynamic) if static is not None and dynamic is not None else None,
     }
     if problem.wanted == "int8" and not any(plans.values()):
-        raise UnavailableError(_why_no_int8(problem), "Choose another precision, or auto.")
+        raise _no_int8(problem)
     methods: Sequence[str] = tuple(METHODS)
     measured: dict[Lowered, float] = {}
     for name, plan in plans.items():
@@ -118,12 +128,18 @@ def _int8(problem: Problem, track: Track) -> Iterator[tuple[str, Plan]]:
             yield from _without_broken(problem, name, whole.plan, measured, track)
 
 
-def _why_no_int8(problem: Problem) -> str:
+def _no_int8(problem: Problem) -> UnavailableError:
     """Why no layer can be in INT8; of several reasons that of the layer with the most weights."""
+    if quantized(problem.model.graph):
+        return UnavailableError(
+            "This model is quantized already, and what another tool has quantized stays as it is.",
+            "Give the float model, or take --precision auto to have this one built as it is.",
+        )
     barred = eligible(problem.model, problem.capability, "int8")
     largest = max(problem.model.layers, key=lambda layer: layer.parameters if barred.get(layer.name) else -1)
     device = problem.target.device or problem.target.name
-    return f"No layer of this model can run in INT8 on {device} ({largest.name}: {barred.get(largest.name)})."
+    why = f"No layer of this model can run in INT8 on {device} ({largest.name}: {barred.get(largest.name)})."
+    return UnavailableError(why, "Choose another precision, or auto.")
 
 
 Lowered = frozenset[tuple[str, Precision]]
@@ -204,7 +220,8 @@ def _built(problem: Problem, name: str, plan: Plan, folder: Path, track: Track) 
             engine.close()
         return replace(candidate, distance=found.error, agreement=found.agreement)
     except OptimizeError as error:
-        if problem.wanted in (name, plan.base) or name == next(unquantized(problem))[0]:
+        # Of INT8 there are several plans, of which another may do; where none does, the finals refuse it.
+        if problem.given is not None or problem.wanted == name != "int8" or name == next(unquantized(problem))[0]:
             raise
         return replace(candidate, folder=None, outcome="not built", reason=f"{error.reason} {error.remedy}")
 

@@ -86,3 +86,12 @@ def test_a_product_behind_a_normalization_in_one_kernel_runs_in_the_type_of_its_
     kernel = Kernel("__myl_SqrtDivMulMulSum", "kgen", (full,), (Operand((4, 4), weights),), (half,), ("norm", "head"))
     (found,) = realised(graph, [kernel], {"norm": "norm", "head": "head"}, {}, "sm_89")
     assert found.realised == got
+
+
+def test_sizes_handed_over_to_the_device_are_no_kernel() -> None:
+    line = (
+        "Name: [ShapeHostToDeviceCopy 0], LayerType: ShapeHostToDevice, Inputs: [], Outputs: [ { Name: a, Location: Device, "
+        "Dimensions: [], Datatype: Int32, Format: Format not available due to dynamic shapes }], ParameterType: ShapeH2D, "
+        "StreamId: 0, Metadata: "
+    )
+    assert kernels_from_log([line]) == ()

@@ -13,6 +13,7 @@ import onnx
 import pytest
 
 import optimizer
+from optimizer.backends import tensorrt
 from optimizer.errors import InputError, UnavailableError
 from optimizer.planner import finals
 
@@ -118,3 +119,37 @@ def test_layers_of_integers_do_not_keep_a_target_from_fp16(found: Found) -> None
 def test_fp32_by_name_where_the_target_has_none_is_refused(found: Found) -> None:
     with pytest.raises(UnavailableError, match="FP32 matrices"):
         found(PRODUCT, {"w": floats(8, 4)}, {"x": floats(12, 8)}, target="t4", precision="fp32")
+
+
+def test_a_model_that_is_quantized_already_says_so(found: Found) -> None:
+    text = """g (float[N, 8] x) => (float[N, 4] y) { s = Constant<value = float {0.05}>() z = Constant<value = int8 {0}>()
+        q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) y = MatMul(d, w) }"""
+    report = found(text, {"w": floats(8, 4)}, {"x": floats(12, 8)})
+    assert any("quantized already" in note for note in report["notes"])
+    with pytest.raises(UnavailableError, match="float model"):
+        found(text, {"w": floats(8, 4)}, {"x": floats(12, 8)}, precision="int8")
+
+
+@needs_tensorrt
+def test_int8_plans_that_can_t_be_built_leave_the_others(found: Found, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(graph: Any, *others: Any) -> Any:
+        if any(node.op_type == "QuantizeLinear" for node in graph.graph):
+            raise UnavailableError("TensorRT-RTX can't build it.", "Take another.")
+        return build(graph, *others)
+
+    wide = "g (float[N, 256] x) => (float[N, 256] y) { a = MatMul(x, w) b = Relu(a) y = MatMul(b, w) }"
+    build = tensorrt.build
+    monkeypatch.setattr(tensorrt, "build", refused)
+    report = found(wide, {"w": floats(256, 256)}, {"x": floats(12, 256)}, target="l4")
+    assert report["verdict"] == "pass"
+    assert {one["outcome"] for one in report["candidates"] if one["name"].startswith("int8")} == {"not built"}
+    with pytest.raises(UnavailableError, match="INT8 can't be had"):
+        found(wide, {"w": floats(256, 256)}, {"x": floats(12, 256)}, target="l4", precision="int8")
+
+
+@needs_tensorrt
+def test_a_model_without_a_layer_for_int8_says_why_there_is_no_int8_plan(found: Found) -> None:
+    report = found(PRODUCT, {"w": floats(8, 4)}, {"x": floats(12, 8)}, target="l4")
+    (missing,) = (one for one in report["candidates"] if one["name"] == "int8")
+    assert missing["outcome"] == "not built"
+    assert "No layer of this model" in missing["reason"]

@@ -34,8 +34,9 @@ _MEMORY = {
     "scratch": re.compile(r"Max Scratch Memory: (\d+) bytes"),
 }
 _PRODUCTS = frozenset({"correlation", "deconv", "gemm", "runtime_fusion"})
-_WAITING = frozenset({"signal", "wait", "shape_call", "cjmp"})
-"""Entries that launch nothing: streams that wait for each other, sizes worked out on the host, jumps of a loop."""
+_KIND = re.compile(r", LayerType: (\w*), ")
+_WAITING = frozenset({"signal", "wait", "shape_call", "ShapeHostToDevice", "cjmp"})
+"""Entries that launch nothing: streams that wait for each other, sizes worked out on the host and handed over, jumps of a loop."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def kernels_from_log(lines: Iterable[str]) -> tuple[Kernel, ...]:
     Raises:
         UnavailableError: a line is not as the release of TensorRT-RTX that this was written for prints it.
     """
-    return tuple(kernel for line in lines if (kernel := _kernel(line)).kind not in _WAITING)
+    return tuple(_kernel(line) for line in lines if (kind := _KIND.search(line)) is None or kind[1] not in _WAITING)
 
 
 def memory_from_log(lines: Iterable[str]) -> dict[str, int]:

@@ -21,7 +21,8 @@ UNREADABLE = frozenset({"DynamicQuantizeLinear", "MatMulInteger", "ConvInteger",
 
 _MATRIX = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _CARRIERS = frozenset({"Concat", "MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice"})
-_NO_ZERO_POINT = "Calibrate symmetrically: int8 with zero point 0 is what this target computes in."
+_FLOAT_MODEL = "float model: optimize writes Q/DQ for this target itself."
+_NO_ZERO_POINT = f"Quantize to int8 with zero point 0, or give the {_FLOAT_MODEL}"
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,14 @@ def _refuse_what_changes_numbers(node: ir.Node) -> None:
     if node.op_type in UNREADABLE:
         raise UnavailableError(
             f"Layer {layer!r} is a {node.op_type}, which TensorRT can't read.",
-            "Give the float model: optimize writes Q/DQ for this target itself.",
+            f"Give the {_FLOAT_MODEL}",
         )
     if node.op_type not in {"QuantizeLinear", "DequantizeLinear"}:
         return
     if node.op_type == "DequantizeLinear" and node.inputs[0] is not None and node.inputs[0].dtype == ir.DataType.INT32:
         raise UnavailableError(
-            f"Layer {layer!r} has its bias as int32 behind a DequantizeLinear, which TensorRT refuses.", "Keep the bias in float."
+            f"Layer {layer!r} has its bias as int32 behind a DequantizeLinear, which TensorRT refuses.",
+            f"Keep the bias in float, or give the {_FLOAT_MODEL}",
         )
     if _integer_type(node) == ir.DataType.UINT8:
         raise UnavailableError(
