@@ -156,9 +156,8 @@ def check(feeds: Arrays, inputs: Sequence[TensorSpec]) -> None:
         if not isinstance(array, np.ndarray):
             raise InputError(f"Input {spec.name!r} is a {type(array).__name__}, not a numpy array.", wanted)
         if array.dtype.name != spec.dtype and not (spec.dtype == "object" and array.dtype.kind in "OSU"):
-            raise InputError(
-                f"Input {spec.name!r} has dtype {array.dtype.name}, not {spec.dtype}.", f"Convert it with .astype({spec.dtype!r})."
-            )
+            reason = f"Input {spec.name!r} has dtype {array.dtype.name}, not {spec.dtype}."
+            raise InputError(reason, f"{wanted} Convert it with .astype({spec.dtype!r}).")
         if len(array.shape) != len(spec.shape) or any(
             isinstance(size, int) and size != found for size, found in zip(spec.shape, array.shape, strict=True)
         ):
