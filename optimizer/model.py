@@ -112,16 +112,17 @@ def layers(graph: ir.Model) -> tuple[Layer, ...]:
             node.op_type,
             tuple(value.name or "" for value in node.inputs if value is not None),
             tuple(value.name or "" for value in node.outputs),
-            sum(value.const_value.size for value in node.inputs if value is not None and _learned(value)),
+            sum(_learned(value) for value in node.inputs if value is not None),
         )
         for node in graph.graph
         if is_layer(node)
     )
 
 
-def _learned(value: ir.Value) -> bool:
-    """Whether a constant holds numbers of the model's own, rather than the sizes, axes and indices that an operator goes by."""
-    return value.const_value is not None and value.const_value.dtype not in {ir.DataType.INT64, ir.DataType.BOOL}
+def _learned(value: ir.Value) -> int:
+    """How many numbers of the model's own a constant holds: sizes, axes and indices that an operator goes by are none."""
+    tensor = value.const_value
+    return 0 if tensor is None or tensor.dtype in {ir.DataType.INT64, ir.DataType.BOOL} else tensor.size
 
 
 def is_layer(node: ir.Node) -> bool:
