@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
     from optimizer.progress import Track
 
 _SECONDS_BETWEEN_LINES = 5.0
@@ -23,22 +25,29 @@ def shown(plain: bool) -> Iterator[Track]:
         yield Lines()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        tasks: dict[str, TaskID] = {}
+        yield Bars(progress)
 
-        def track(step: str, done: int, total: int) -> None:
-            from optimizer.report.escape import printable
 
-            if step not in tasks:
-                for earlier in tasks.values():
-                    progress.update(earlier, visible=False)
-                tasks[step] = progress.add_task(printable(step), total=total or None)
-            progress.update(tasks[step], completed=done, total=total or None, visible=True)
+class Bars:
+    """One bar: that of the step that goes on now, its clock started anew where a step comes again."""
 
-        yield track
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._step: str | None = None
+        self._task: TaskID | None = None
+
+    def __call__(self, step: str, done: int, total: int) -> None:
+        from optimizer.report.escape import printable
+
+        if step != self._step or self._task is None:
+            if self._task is not None:
+                self._progress.remove_task(self._task)
+            self._step, self._task = step, self._progress.add_task(printable(step), total=total or None)
+        self._progress.update(self._task, completed=done, total=total or None)
 
 
 class Lines:

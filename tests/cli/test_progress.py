@@ -6,10 +6,13 @@ import os
 import pty
 import subprocess
 import sys
+from io import StringIO
 
 import pytest
+from rich.console import Console
+from rich.progress import Progress, TextColumn
 
-from optimizer.cli._progress import Lines
+from optimizer.cli._progress import Bars, Lines
 
 
 def test_lines_tell_begin_and_end_and_every_five_seconds_how_long_it_will_take(capfd: pytest.CaptureFixture[str]) -> None:
@@ -82,3 +85,14 @@ def test_a_terminal_gets_bars_with_the_time_left() -> None:
     os.close(ours)
     assert b"calibrating [red]x" in shown
     assert b"0:00:0" in shown
+
+
+def test_on_a_terminal_there_is_one_bar_at_a_time_and_a_step_that_comes_again_starts_anew() -> None:
+    stream = StringIO()
+    with Progress(TextColumn("{task.description}", markup=False), console=Console(file=stream, force_terminal=True)) as progress:
+        bars = Bars(progress)
+        for step, done in (("writing", 0), ("writing", 2), ("timing", 1), ("writing", 0), ("[red]x\x1b[2J", 0)):
+            bars(step, done, 2)
+            (task,) = progress.tasks
+            assert (task.completed, task.total) == (done, 2)
+    assert task.description == "[red]x\\x1b[2J"
