@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("numpy", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "torch", "tensorrt_rtx", "rich", "msgspec")
-EXTRAS = ("torch", "safetensors", "tensorrt_rtx", "onnx_graphsurgeon", "polygraphy", "sklearn", "scipy")
+EXTRAS = ("torch", "safetensors", "tensorrt_rtx", "polygraphy", "sklearn", "scipy")
 EXCUSED = (
     "optimizer.launch",  # a program, not a module
     "optimizer.importers.workers",  # programs too
