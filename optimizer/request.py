@@ -129,7 +129,9 @@ def _number(name: str, value: Any) -> float:
 
 def _whole(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < (1 if name == "threads" else 0):
-        raise InputError(f"{name} must be a whole number, not {value!r}.", "Leave it out, or give one.")
+        raise InputError(
+            f"{name} must be a whole number of at least {1 if name == 'threads' else 0}, not {value!r}.", "Leave it out, or give one."
+        )
     return value
 
 

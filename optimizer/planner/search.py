@@ -136,10 +136,10 @@ def _no_int8(problem: Problem) -> UnavailableError:
             "Give the float model, or take --precision auto to have this one built as it is.",
         )
     barred = eligible(problem.model, problem.capability, "int8")
-    largest = max(problem.model.layers, key=lambda layer: layer.parameters if barred.get(layer.name) else -1)
+    largest = max(problem.model.layers, key=lambda layer: layer.parameters if barred.get(layer.name) else -1, default=None)
     device = problem.target.device or problem.target.name
-    why = f"No layer of this model can run in INT8 on {device} ({largest.name}: {barred.get(largest.name)})."
-    return UnavailableError(why, "Choose another precision, or auto.")
+    told = f"{largest.name}: {barred.get(largest.name)}" if largest is not None else "it has none"
+    return UnavailableError(f"No layer of this model can run in INT8 on {device} ({told}).", "Choose another precision, or auto.")
 
 
 Lowered = frozenset[tuple[str, Precision]]

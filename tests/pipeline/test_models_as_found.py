@@ -153,3 +153,9 @@ def test_a_model_without_a_layer_for_int8_says_why_there_is_no_int8_plan(found: 
     (missing,) = (one for one in report["candidates"] if one["name"] == "int8")
     assert missing["outcome"] == "not built"
     assert "No layer of this model" in missing["reason"]
+
+
+def test_a_model_without_any_layer_is_built_and_has_no_int8_plan(found: Found) -> None:
+    report = found("g (float[N, 8] x) => (float[N, 8] y) { y = Identity(x) }", {}, {"x": floats(12, 8)})
+    assert report["verdict"] == "pass"
+    assert any("No layer of this model" in one["reason"] for one in report["candidates"])
