@@ -39,6 +39,9 @@ VERDICT_CODES = {"pass": 0, "fail": 3, "inconclusive": 4}
 SHIPPED = (VERDICT_CODES["pass"], VERDICT_CODES["inconclusive"])
 """Exit codes with which an engine is written; its passport holds the verdict."""
 
+LADDER = 16
+"""Samples that every form of the model is run on, from the imported graph to the engine: unoptimized graphs are slow."""
+
 
 def deliver(prepared: Prepared, target: Target, folder: Path, scratch: Path, track: Track) -> Report:
     """Build for `target` into `folder`: the engine and its passport where the verdict allows, the report in any case.
@@ -183,7 +186,7 @@ def _ladder(prepared: Prepared, problem: Problem, subject: Candidate, track: Tra
     """Imported graph, fused graph, typed graph, engine: each against the imported graph on the same few samples."""
     track("parity ladder", 0, 0)
     parent, fused = prepared.imported.graph, problem.model.graph
-    feeds = list(prepared.screening) or list(prepared.numeric)
+    feeds = (list(prepared.screening) or list(prepared.numeric))[:LADDER]
     lowered = simulated(typed(problem.model, subject.plan, problem.capability))
     steps = {"fused": fused, f"typed {subject.name}": lowered}
     with ExitStack() as stack:
