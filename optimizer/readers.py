@@ -27,7 +27,7 @@ Row = dict[str, NDArray[Any]]
 LABELS = ("y", "label", "labels")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
-_DAMAGED = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, MemoryError, NotImplementedError, RuntimeError)
+_DAMAGED = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, MemoryError, RuntimeError)
 """What an archive that is not whole, not of numpy's or encrypted makes zipfile and numpy raise."""
 
 _MANY_BYTES = 1 << 31
