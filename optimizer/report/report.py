@@ -31,7 +31,7 @@ WORST_FIRST = (1, 2, 6, 5, 3, 4, 0)
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One of the user's layers: the precision that was planned, what the built engine has, and why they differ."""
+    """One of the user's layers: the precision that was planned, what the built engine has, and why they differ or why it was planned."""
 
     name: str
     op: str
@@ -80,9 +80,10 @@ class Speed:
 
 @dataclass(frozen=True)
 class CandidateReport:
-    """A plan that was tried. `launches` and `moved_bytes` are static counts, for a target where nothing could be timed.
+    """A plan that was tried: `plan` says what it is, `reason` what became of it.
 
-    `metric` differs between candidates: one with no lossy step is judged numerically.
+    `launches` and `moved_bytes` are static counts, for a target where nothing could be timed.  `metric` differs between candidates:
+    one with no lossy step is judged numerically.
     """
 
     name: str
@@ -94,6 +95,7 @@ class CandidateReport:
     verdict: Verdict | None
     outcome: str
     reason: str
+    plan: str = ""
     metric: str | None = None
     budget: float | None = None
     drop: float | None = None
@@ -247,7 +249,7 @@ def report_from(
         precision=PrecisionReport(
             requested=requested,
             realised=lowest(layer.realised for layer in realised) if realised else lowest([subject.plan.base]),
-            layers=tuple(_layer(layer, folders) for layer in realised),
+            layers=tuple(_layer(layer, subject.plan.reasons.get(layer.layer, ""), folders) for layer in realised),
             counts=dict(Counter(layer.realised for layer in realised)),
         ),
         speed=speed,
@@ -317,13 +319,14 @@ def _speed(subject: Candidate, baseline: Candidate | None) -> Speed:
     )
 
 
-def _layer(layer: Realised, folders: Sequence[Path]) -> LayerReport:
+def _layer(layer: Realised, planned: str, folders: Sequence[Path]) -> LayerReport:
+    """What became of a layer; where that is as planned, the reason is the plan's."""
     return LayerReport(
         name=layer.layer,
         op=layer.operator,
         planned=layer.planned,
         realised=layer.realised,
-        reason=portable(layer.reason, folders),
+        reason=portable(layer.reason or planned, folders),
         ms=layer.ms,
         kernel=layer.kernel,
     )
@@ -342,6 +345,7 @@ def _candidate(one: Candidate, folders: Sequence[Path]) -> CandidateReport:
         verdict=parity.verdict if parity is not None else None,
         outcome=one.outcome,
         reason=portable(one.reason or (parity.reason if parity is not None else "") or one.plan.reason, folders),
+        plan=portable(one.plan.reason, folders),
         metric=parity.metric if parity is not None else None,
         budget=parity.budget if parity is not None else None,
         drop=parity.drop if parity is not None else None,

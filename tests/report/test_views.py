@@ -12,7 +12,8 @@ from html.parser import HTMLParser
 import pytest
 
 from kernels.target import Target
-from optimizer.engine import Parity
+from optimizer.engine import Built, Candidate, Parity, Realised
+from optimizer.plan import Plan
 from optimizer.report.escape import markup, printable
 from optimizer.report.report import Failure, Report, reports_from
 from optimizer.report.views import console, html, junit, markdown
@@ -184,3 +185,14 @@ def test_what_a_run_takes_that_finds_nothing_in_the_caches_is_told_beside_the_ot
     report = make_report()
     assert "cold" not in html.render(report)
     assert "With cold caches 1.5 ms." in html.render(replace(report, speed=replace(report.speed, cold_ms=1.5)))
+
+
+def test_the_plan_that_ships_and_the_reason_of_each_layers_precision_are_told(make_report: Make) -> None:
+    why = "left in float: with these in INT8 calibration samples lose most (layer1.0.conv2)"
+    plan = Plan("onnxruntime", "cpu", "fp32", reason=why, reasons={"layer1.0.conv2": why})
+    realised = (Realised("layer1.0.conv2", "Conv", "fp32", "fp32"), Realised("layer1.1.conv2", "Conv", "int8", "fp32", reason="no kernel"))
+    subject = Candidate("int8 without 1 layer", plan, built=Built(realised), outcome="shipped")
+    report = make_report(subject=subject, candidates=[subject])
+    assert [layer.reason for layer in report.precision.layers] == [why, "no kernel"]
+    assert f"plan        {why}" in console.render(report, width=200)
+    assert why in html.render(report)

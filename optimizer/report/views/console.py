@@ -97,7 +97,8 @@ def _candidates(report: Report) -> Table:
 def _precision(report: Report) -> RenderableType:
     precision = report.precision
     counts = ", ".join(f"{count} {name}" for name, count in Counter(precision.counts).most_common()) or "not read back"
-    line = text(f"precision   asked {precision.requested}, realised {precision.realised}: {counts}")
+    shipped = "".join(f"\nplan        {printable(one.plan)}" for one in report.candidates if one.outcome == "shipped" and one.plan)
+    line = text(f"precision   asked {precision.requested}, realised {precision.realised}: {counts}").append(shipped)
     differing = [layer for layer in precision.layers if layer.differs]
     if not differing:
         return line

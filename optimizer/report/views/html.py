@@ -105,16 +105,23 @@ def _speed(report: Report) -> str:
 
 def _candidates(report: Report) -> str:
     numbers = ["#ms", "#speedup", "#INT8 layers", "#launches", "#MB moved"]
-    columns = ["candidate", "backend", "knobs", *numbers, "drop [bounds]", "outcome", "why"]
-    return _table(columns, [_candidate(one) for one in report.candidates], [one.outcome for one in report.candidates])
+    columns = ["candidate", "backend", "knobs", *numbers, "drop [bounds]", "outcome", "why", "plan"]
+    knobs = dict.fromkeys(_knobs(one) for one in report.candidates if one.outcome != "not built")
+    rows = [_candidate(one, "" if len(knobs) == 1 else _knobs(one)) for one in report.candidates]
+    told = f"<p>All with {markup(next(iter(knobs)))}.</p>" if len(knobs) == 1 and any(knobs) else ""
+    return told + _table(columns, rows, [one.outcome for one in report.candidates])
 
 
-def _candidate(one: CandidateReport) -> list[str]:
+def _knobs(one: CandidateReport) -> str:
+    return ", ".join(f"{name}={value}" for name, value in one.knobs.items())
+
+
+def _candidate(one: CandidateReport, knobs: str) -> list[str]:
     drop = dropped(one.drop, one.low, one.high, one.metric or "") if one.drop is not None else "not gated"
     return [
         one.name,
         one.backend,
-        ", ".join(f"{name}={value}" for name, value in one.knobs.items()),
+        knobs,
         "" if one.latency_ms is None else f"{one.latency_ms:.3g}",
         "" if one.speedup is None else f"{one.speedup:.2f}x",
         str(one.int8_layers),
@@ -123,6 +130,7 @@ def _candidate(one: CandidateReport) -> list[str]:
         drop,
         one.outcome,
         one.reason,
+        one.plan if one.plan != one.reason else "",
     ]
 
 
