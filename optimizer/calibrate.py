@@ -1,8 +1,8 @@
 """Calibration: the data streams once through the graph, and integer counts of every tensor remain.
 
 Each sample runs alone and on one thread, as many samples side by side as there are threads, and counts add up exactly: the
-table is the same bits for any order, split or number of threads.  ONNX Runtime's graph optimizations stay off (as in every
-Reference): with them a tensor's last bits depend on which others are watched, and on one thread they gain next to nothing.
+table is the same bits for any order, split or number of threads.  ONNX Runtime may optimize the graph, which on a ResNet-50 takes
+an eighth of the time away: a tensor's last bits then depend on which others are watched with it, never on the data around it.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def calibrate(
         raise InputError("The calibration data holds no samples.", "Give data with at least one sample.")
     sizes = _bytes(typed, [name for name in computed if name in counted], first)
     with ExitStack() as stack:
-        runs = [(part, stack.enter_context(closing(Reference(typed, watch=part)))) for part in _slices(sizes, run_bytes)]
+        runs = [(part, stack.enter_context(closing(Reference(typed, watch=part, optimized=True)))) for part in _slices(sizes, run_bytes)]
         counting = _Counting(runs, {name: _words(value) for name, value in computed.items()})
         total = len(samples) if isinstance(samples, Sized) else 0
         count = counting.through(_varied(first, feeds), max(1, min(threads, _SIDE_BY_SIDE)), track, total)
