@@ -31,7 +31,7 @@ def main() -> int:
         *("optimize", "build", f"{examples}/digits.pt", "--factory", f"{examples}/digits_model.py:make"),
         *("--shapes", "image=1x1x8x8", "--config", f"{examples}/digits.toml"),
         *("--calibration", f"{data}/calibration.npz", "--evaluation", f"{data}/evaluation.npz"),
-        *("--target", "cpu", "--target", "l4", "-o", str(out)),
+        *("--target", "cpu", "--target", "l4", "--threads", "1", "-o", str(out)),
     ]
     print("$ " + shlex.join(command), flush=True)
     code = subprocess.run([str(Path(sys.executable).with_name("optimize")), *command[1:]], check=False).returncode
