@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.rank import Centre, centre
-from optimizer.progress import Track, silent
 
 Clock = Callable[[], float]
 """Seconds that have passed, from any start."""
@@ -79,7 +78,7 @@ def race(
     *,
     seconds: float,
     timed_on: str,
-    track: Track = silent,
+    track: Callable[[str, int, int], object] = lambda _step, _done, _total: None,
     clock: Clock = time.perf_counter,
     sweep: Callable[[], object] | None = None,
     seed: int = 0,

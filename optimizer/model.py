@@ -57,7 +57,6 @@ class Fusion:
     rule: str
     layers: tuple[str, ...]
     result: str
-    by: str = "optimize"
 
 
 @dataclass(frozen=True)

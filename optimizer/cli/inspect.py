@@ -57,8 +57,8 @@ def _model(found: Inspected) -> None:
     _show.line("operators after fusion: " + ", ".join(f"{count} {op}" for op, count in found.operators.items()))
     if found.fusions:
         _show.line()
-        rows = [(one.rule, one.by, " + ".join(one.layers), one.result) for one in found.fusions]
-        _show.table(["rule", "by", "layers", "become"], rows, f"{len(rows)} fusions")
+        rows = [(one.rule, " + ".join(one.layers), one.result) for one in found.fusions]
+        _show.table(["rule", "layers", "become"], rows, f"{len(rows)} fusions")
     for taker in found.takers:
         _show.line()
         if taker.missing is not None:

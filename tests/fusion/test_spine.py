@@ -74,7 +74,7 @@ def test_metadata_of_all_nodes_that_went_in_is_kept_and_that_of_the_graph(build:
 
 def test_fusions_that_were_there_stay_in_front(build: Any) -> None:
     model = build("double[2] x", "double z", "y = Identity(x) z = Neg(y)")
-    exported = Fusion("by the exporter", ("bn",), "conv", by="torch.onnx")
+    exported = Fusion("by an importer", ("bn",), "conv")
     assert fuse(model.with_graph(model.graph, [exported])).fusions[0] == exported
 
 

@@ -191,8 +191,8 @@ def _which(tensor: TensorReport) -> str:
 def _fusions(report: Report) -> str:
     if not report.fusions:
         return ""
-    rows = [[fusion.rule, ", ".join(fusion.layers), fusion.result, fusion.by] for fusion in report.fusions]
-    return f"<details><summary>{len(rows)} fusions</summary>{_table(['rule', 'layers', 'became', 'by'], rows)}</details>"
+    rows = [[fusion.rule, ", ".join(fusion.layers), fusion.result] for fusion in report.fusions]
+    return f"<details><summary>{len(rows)} fusions</summary>{_table(['rule', 'layers', 'became'], rows)}</details>"
 
 
 def _provenance(report: Report) -> str:
