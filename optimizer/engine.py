@@ -138,6 +138,20 @@ class Candidate:
     reason: str = ""
 
 
+class SourceRun(Protocol):
+    """The parent in the framework that trained it, run beside the graph that was imported from it: the ladder's first rung."""
+
+    def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
+        """Every output of the imported model by name, as the source framework computes it."""
+        ...
+
+    def layers(self, feeds: Arrays, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """What the layers called `names` give, by layer name; those that the framework can't show are left out."""
+        ...
+
+    def close(self) -> None: ...
+
+
 def check(feeds: Arrays, inputs: Sequence[TensorSpec]) -> None:
     """Refuse feeds that do not fit an engine's inputs: names, dtypes, ranks, fixed sizes, and free sizes that go by one name.
 

@@ -38,7 +38,11 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model came from. `file` is a name without its folder; `code_ran` says that code of the user's was run."""
+    """Where a model came from.
+
+    `file` is a name without its folder; `code_ran` says that code of the user's was run; `trusted`, that the file itself could
+    run code, which `--trust` allowed; `interpreter`, which Python of the user's own read it, with `--source-python`.
+    """
 
     framework: str
     file: str
@@ -46,6 +50,10 @@ class Source:
     factory: str | None = None
     factory_args: Mapping[str, str] = field(default_factory=dict)
     code_ran: bool = False
+    trusted: bool = False
+    interpreter: str | None = None
+    signature: str | None = None
+    tags: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

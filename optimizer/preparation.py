@@ -20,6 +20,7 @@ from optimizer.engine import Arrays
 from optimizer.errors import InputError
 from optimizer.fusion import fuse
 from optimizer.graph import sha256
+from optimizer.importers import ImportRequest
 from optimizer.model import Dimension, Model
 from optimizer.parity.gate import NoQuestion, Question, held_out, question_from_words
 from optimizer.progress import Track
@@ -76,15 +77,7 @@ def prepare(request: Request, scratch: Path, track: Track) -> Prepared:
     """
     notes: list[str] = []
     track("importing", 0, 0)
-    imported = importers.load(
-        request.model,
-        factory=request.factory,
-        factory_args=request.factory_args,
-        shapes=request.shapes,
-        scratch=scratch,
-        user_folder=request.folder,
-        track=track,
-    )
+    imported = importers.load(_reading(request, scratch), track)
     private = (scratch, request.folder, request.model.absolute().parent)
     imported = replace(imported, source=replace(imported.source, notes=tuple(portable(note, private) for note in imported.source.notes)))
     track("fusing", 0, 0)
@@ -122,6 +115,22 @@ def prepare(request: Request, scratch: Path, track: Track) -> Prepared:
         numeric=numeric,
         question=question,
         notes=tuple(notes),
+    )
+
+
+def _reading(request: Request, scratch: Path) -> ImportRequest:
+    return ImportRequest(
+        file=request.model,
+        scratch=scratch,
+        user_folder=request.folder,
+        factory=request.factory,
+        factory_args=request.factory_args,
+        shapes=request.shapes,
+        trust=request.trust,
+        source_python=request.source_python,
+        signature=request.signature,
+        tags=request.tags,
+        custom_ops=request.custom_ops,
     )
 
 

@@ -27,7 +27,8 @@ class InputPreprocessing:
     """One input: (raw * scale - mean) / std by channel, then from the data's layout to the model's.
 
     `layout` names the data's axes (`NHWC`, `NTC` ...); the model's own comes from its declared shape.  `function` is a
-    reference to code of the user's (`file.py:function`) that takes the place of scale, mean and std.
+    reference to code of the user's (`file.py:function`) that takes the place of scale, mean and std.  `state` names the output
+    that this input carries on: zeros at the start of a sequence, then what that output gave for the sample before.
     """
 
     layout: str | None = None
@@ -35,6 +36,7 @@ class InputPreprocessing:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     function: str | None = None
+    state: str | None = None
 
     def __post_init__(self) -> None:
         if self.layout is not None and (not self.layout.startswith("N") or len(set(self.layout)) != len(self.layout)):

@@ -63,6 +63,17 @@ def sha256_of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file; of a folder, over the names and contents of all files in it, whatever order they lie in."""
+    if not path.is_dir():
+        return sha256_of_file(path)
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            digest.update(f"{file.relative_to(path).as_posix()}\0{sha256_of_file(file)}\n".encode())
+    return digest.hexdigest()
+
+
 def versions(*packages: str) -> dict[str, str]:
     """The installed version of each package, with Python's own; a package that is not installed is left out."""
     found = {"python": platform.python_version()}

@@ -15,7 +15,7 @@ from optimizer.preprocessing import InputPreprocessing, Preprocessing
 Wanted = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 Task = Literal["classification", "regression", "embedding"]
 
-_PATHS = ("calibration", "evaluation", "factory", "metric", "plan")
+_PATHS = ("calibration", "evaluation", "factory", "metric", "plan", "source_python", "custom_ops")
 """Words that name files: in optimize.toml they count from its folder, on the command line from where it is called."""
 
 
@@ -39,6 +39,11 @@ class Request:
     shapes: Mapping[str, Shape] = field(default_factory=dict)
     factory: str | None = None
     factory_args: Mapping[str, str] = field(default_factory=dict)
+    source_python: Path | None = None
+    trust: bool = False
+    signature: str | None = None
+    tags: tuple[str, ...] = ()
+    custom_ops: Path | None = None
     plan: Path | None = None
     threads: int | None = None
     seed: int = 0
@@ -51,13 +56,14 @@ class Request:
 
 
 _CODE = ("factory", "metric", "calibration", "evaluation")
+_PROGRAMS = ("source_python", "custom_ops")
 _CHOICES = {
     "precision": get_args(Wanted),
     "task": get_args(Task),
     "on_inconclusive": ("fail", "pass"),
 }
 _WORDS = {known.name for known in fields(Request)} - {"preprocessing", "folder", "model", "output"}
-_SINGULAR = {"target": "targets", "backend": "backends", "factory_arg": "factory_args"}
+_SINGULAR = {"target": "targets", "backend": "backends", "factory_arg": "factory_args", "tag": "tags"}
 
 
 def request_from_words(
@@ -84,6 +90,8 @@ def request_from_words(
         raise InputError(f"There is no option {sorted(unknown)[0]!r}.", f"Known are: {', '.join(sorted(_WORDS))}.")
     if merged.get("ci") and merged.get("random_calibration"):
         raise InputError("Random calibration is not taken under --ci.", "Give real samples with --calibration.")
+    if merged.get("ci") and merged.get("trust"):
+        raise InputError("--trust is not taken under --ci.", "Convert the file once by hand, and give the CI job the ONNX model.")
     if merged.get("calibration") and merged.get("random_calibration"):
         raise InputError("Calibration data and random calibration were both asked for.", "Choose one.")
     _refuse_what_nothing_could_honour(merged)
@@ -209,6 +217,11 @@ _READ: Mapping[str, Callable[[str, Any], Any]] = {
     "factory_args": _pairs,
     "shapes": _shapes,
     "plan": _path,
+    "source_python": _path,
+    "custom_ops": _path,
+    "trust": _flag,
+    "signature": _text,
+    "tags": _several,
 }
 
 
@@ -247,7 +260,7 @@ def _input(name: str, table: Mapping[str, Any]) -> InputPreprocessing:
             if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
                 raise InputError(f"{key} of [inputs.{name}] is not a list of numbers.", "Give one number, or one a channel.")
             values[key] = tuple(float(number) for number in numbers)
-    for key, kind in (("layout", str), ("function", str), ("scale", (int, float))):
+    for key, kind in (("layout", str), ("function", str), ("state", str), ("scale", (int, float))):
         if key in values and not isinstance(values[key], kind):
             raise InputError(f"{key} of [inputs.{name}] can't be {values[key]!r}.", "See README for the form.")
     return InputPreprocessing(**values)
@@ -259,6 +272,12 @@ def _refuse_code_of_the_file(from_file: Mapping[str, Any], given: Mapping[str, A
         if ":" in str(from_file.get(name, "")) and given.get(name) is None:
             raise InputError(
                 f"Under --ci the code that optimize.toml names as {name} is not run.", f"Repeat it: --{name} {from_file[name]}"
+            )
+    for name in _PROGRAMS:
+        if from_file.get(name) is not None and given.get(name) is None:
+            raise InputError(
+                f"Under --ci the program that optimize.toml names as {name} is not run.",
+                f"Repeat it: --{name.replace('_', '-')} {from_file[name]}",
             )
     for name, how in preprocessing.inputs.items():
         if how.function:

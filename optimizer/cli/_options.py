@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+
+Command = Callable[..., Any]
 
 if TYPE_CHECKING:
     from optimizer.plan import Shape
@@ -37,6 +39,27 @@ shapes = click.option("--shapes", multiple=True, metavar="X=1x3x32x32", help="Si
 factory = click.option("--factory", metavar="FILE.py:FUNCTION", help="What makes the module that a checkpoint belongs to.")
 
 factory_args = click.option("--factory-arg", "factory_args", multiple=True, metavar="K=V", help="An argument of the factory.")
+
+_IMPORTING = (
+    shapes,
+    factory,
+    factory_args,
+    click.option(
+        "--source-python", type=click.Path(path_type=Path), metavar="INTERPRETER", help="The Python in which the model's own code lives."
+    ),
+    click.option("--trust", is_flag=True, help="Read a file that can run code (.pt2, TorchScript, pickles, Lambda layers)."),
+    click.option("--signature", metavar="NAME", help="Which signature of a SavedModel. Default serving_default."),
+    click.option("--tag", "tags", multiple=True, metavar="TAG", help="Which graph of a SavedModel. Default serve. May be repeated."),
+    click.option("--custom-ops", type=click.Path(path_type=Path), metavar="LIBRARY", help="ONNX Runtime's library of custom operators."),
+)
+
+
+def importing(command: Command) -> Command:
+    """The options that say how a model file is read."""
+    for option in reversed(_IMPORTING):
+        command = option(command)
+    return command
+
 
 seconds = click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=10.0, show_default=True, help="Time for the race.")
 

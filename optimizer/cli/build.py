@@ -24,9 +24,7 @@ from optimizer.cli import _options, _progress, _show
 @click.option("--max-drop", metavar="1%|0.5pp", help="What may be lost: of the parent's metric (%), or in points (pp). Default 1%.")
 @click.option("--min-metric", type=float, metavar="X", help="What the engine's own lower bound must reach.")
 @click.option("--min-speedup", type=float, metavar="X", help="FAIL where the engine is not that much faster.")
-@_options.shapes
-@_options.factory
-@_options.factory_args
+@_options.importing
 @click.option("--plan", type=click.Path(path_type=Path), metavar="plan.json", help="Repeat the decisions of an earlier build.")
 @click.option("--config", type=click.Path(path_type=Path), metavar="optimize.toml", help="Options and preprocessing from a file.")
 @_options.threads
@@ -38,7 +36,7 @@ from optimizer.cli import _options, _progress, _show
 def command(model: Path, output: Path, config: Path | None, as_json: bool, ci: bool, **words: Any) -> int:
     """Build an engine for MODEL into OUT: fused, calibrated, timed, and gated against its parent.
 
-    MODEL is an ONNX file, or a PyTorch checkpoint with --factory.
+    MODEL is an ONNX file, a PyTorch checkpoint or archive, a Hugging Face folder, or a TensorFlow model.
     """
     from optimizer.process import check_house
 

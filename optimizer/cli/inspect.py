@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,13 +16,9 @@ if TYPE_CHECKING:
 @click.command("inspect")
 @click.argument("path", metavar="MODEL|ENGINE", type=click.Path(path_type=Path))
 @_options.target
-@_options.shapes
-@_options.factory
-@_options.factory_args
+@_options.importing
 @_options.as_json
-def command(
-    path: Path, targets: tuple[str, ...], shapes: tuple[str, ...], factory: str | None, factory_args: tuple[str, ...], as_json: bool
-) -> int:
+def command(path: Path, targets: tuple[str, ...], shapes: tuple[str, ...], factory_args: tuple[str, ...], as_json: bool, **how: Any) -> int:
     """Show what a model is made of, what fuses, who can take it and why a layer is not INT8; or what an engine came to."""
     from optimizer.verbs.inspect import InspectedEngine, inspect
 
@@ -30,9 +26,9 @@ def command(
         found = inspect(
             path,
             targets=targets,
-            factory=factory,
             factory_args=_options.pairs_from_words(factory_args, "--factory-arg"),
             shapes=_options.shapes_from_words(shapes),
+            **how,
             track=track,
         )
     if as_json:

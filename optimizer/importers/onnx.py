@@ -42,12 +42,13 @@ _CHANGED_IN_HALF = 0.05
 _REMEDY = "Export the model again with a current exporter."
 
 
-def load(file: Path, how: ImportRequest, track: Track = silent) -> Model:
+def load(how: ImportRequest, track: Track = silent) -> Model:
     """The model in an ONNX file.
 
     Raises:
         InputError: the file is no model, not whole, invalid, refused by ONNX Runtime, or reads data that are not its own.
     """
+    file = how.file
     if how.factory is not None or how.factory_args:
         raise InputError(f"{file.name} is a whole model: a factory has nothing to make for it.", "Leave --factory away.")
     graph, notes = load_graph(file, how.shapes, how.scratch, track)

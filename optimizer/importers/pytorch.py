@@ -70,14 +70,15 @@ class _Export:
     notes: tuple[str, ...]
 
 
-def load(file: Path, how: ImportRequest, track: Track = silent) -> Model:
-    """The network that `how.factory` makes, with the weights in `file`, as a graph.
+def load(how: ImportRequest, track: Track = silent) -> Model:
+    """The network that `how.factory` makes, with the weights in `how.file`, as a graph.
 
     Raises:
         UnavailableError: torch is not installed.
         InputError: a checkpoint that is not whole, would run code, or does not fit; a wrong factory or shape; a network that
             can't be exported, or whose export gives other answers.
     """
+    file = how.file
     if find_spec("torch") is None:
         raise UnavailableError("Reading a PyTorch checkpoint needs PyTorch, which is not installed.", "Run pip install 'optimize[torch]'.")
     free = any(not shape.fixed for shape in how.shapes.values())

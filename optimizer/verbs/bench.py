@@ -15,6 +15,7 @@ from optimizer import importers
 from optimizer.data import open_samples, random_samples
 from optimizer.engine import Arrays, Engine, check
 from optimizer.errors import InputError
+from optimizer.importers import ImportRequest
 from optimizer.model import TensorSpec
 from optimizer.package.load import LoadedEngine, load
 from optimizer.plan import Shape
@@ -87,7 +88,7 @@ def _opened(path: Path, threads: int) -> Iterator[Engine]:
             yield engine
         return
     with tempfile.TemporaryDirectory() as scratch:
-        model = importers.load(path, scratch=Path(scratch), user_folder=Path.cwd())
+        model = importers.load(ImportRequest(path, Path(scratch), Path.cwd()))
         with closing(Reference(model.graph, threads=threads, optimized=True)) as reference:
             yield reference
 

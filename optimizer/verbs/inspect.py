@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from kernels.target import Target
 from kernels.targets import target_from_name
@@ -14,9 +15,9 @@ from optimizer import importers
 from optimizer.backends import NAMES, backend, missing
 from optimizer.fusion import fuse
 from optimizer.graph import weights_bytes
+from optimizer.importers import ImportRequest
 from optimizer.model import Fusion, Layer, Model, Source, TensorSpec
 from optimizer.package.passport import Passport, verify
-from optimizer.plan import Shape
 from optimizer.precision import eligible
 from optimizer.progress import Track, silent
 from optimizer.report.report import Report, Reports, report_from_file
@@ -61,13 +62,13 @@ def inspect(
     path: Path,
     *,
     targets: Sequence[str] = (),
-    factory: str | None = None,
-    factory_args: Mapping[str, str] | None = None,
-    shapes: Mapping[str, Shape] | None = None,
     user_folder: Path | None = None,
     track: Track = silent,
+    **how: Any,
 ) -> Inspected | InspectedEngine:
     """Look at a model file, or at an engine folder if `path` holds a passport or a report. Nothing is built or left behind.
+
+    `how` are the fields of `importers.ImportRequest` that say how the file is read: factory, shapes, trust ...
 
     Raises:
         InputError: the model, or a report, can't be read.
@@ -80,15 +81,7 @@ def inspect(
         return InspectedEngine(None, report_from_file(path / "report.json"))
     chosen = [target_from_name(name) for name in targets or ("cpu",)]
     with tempfile.TemporaryDirectory() as scratch:
-        imported = importers.load(
-            path,
-            factory=factory,
-            factory_args=factory_args or {},
-            shapes=shapes or {},
-            scratch=Path(scratch),
-            user_folder=user_folder or Path.cwd(),
-            track=track,
-        )
+        imported = importers.load(ImportRequest(path, Path(scratch), user_folder or Path.cwd(), **how), track)
         return _inspected(fuse(imported), chosen)
 
 

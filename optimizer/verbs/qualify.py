@@ -23,6 +23,7 @@ from optimizer.backends.tensorrt.runtime import opened
 from optimizer.data import Samples, open_samples, random_samples
 from optimizer.engine import Arrays, Engine, Parity
 from optimizer.errors import InputError, UnavailableError
+from optimizer.importers import ImportRequest
 from optimizer.model import Model, TensorSpec
 from optimizer.package.load import load
 from optimizer.package.passport import FILE, Passport, verify
@@ -32,7 +33,7 @@ from optimizer.parity.lossless import judge_lossless
 from optimizer.parity.metrics import metric_from_name
 from optimizer.plan import Plan, Shape
 from optimizer.progress import Track, silent
-from optimizer.provenance import from_json, sha256_of_file, to_json, versions
+from optimizer.provenance import from_json, sha256_of, sha256_of_file, to_json, versions
 from optimizer.reference import Reference
 from optimizer.report.report import Report
 
@@ -115,7 +116,7 @@ def _own(file: Path, passport: Passport, target: Target) -> Engine:
     """The user's own engine, which must take and give what the passport says."""
     if target.kind != "gpu":
         raise InputError(f"--engine is for plans that trtexec built, and {passport.target} is no GPU.", "Leave --engine out.")
-    if not file.is_file():
+    if not file.exists():
         raise InputError(f"There is no engine {file.name}.", "Give the file that handover/build.sh wrote (model.plan).")
     engine = opened(file, "tensorrt")
     wanted = [{spec.name for spec in specs} for specs in (passport.inputs, passport.outputs)]
@@ -151,20 +152,23 @@ def _parent(file: Path, passport: Passport, track: Track) -> Iterator[_Parent]:
     source = passport.source
     if not file.is_file():
         raise InputError(f"There is no model {file.name}.", f"Give the file that the engine was built from ({source.file}).")
-    if sha256_of_file(file) != source.sha256:
+    if sha256_of(file) != source.sha256:
         raise InputError(
             f"{file.name} is not the model that this engine was built from: its SHA-256 differs.", f"Give {source.file} as it was."
         )
     with TemporaryDirectory() as scratch:
-        model = importers.load(
+        how = ImportRequest(
             file,
+            Path(scratch),
+            Path.cwd(),
             factory=source.factory,
             factory_args=source.factory_args,
             shapes=_fixed(passport.inputs),
-            scratch=Path(scratch),
-            user_folder=Path.cwd(),
-            track=track,
+            trust=source.trusted,
+            signature=source.signature,
+            tags=source.tags,
         )
+        model = importers.load(how, track)
         with closing(Reference(model.graph, optimized=True)) as engine:
             yield _Parent(model, engine)
 

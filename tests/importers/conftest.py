@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 from optimizer import importers
+from optimizer.importers import ImportRequest
 from optimizer.model import Model
 from optimizer.plan import Shape
 
@@ -87,7 +88,7 @@ def load(folder: Path, tmp_path: Path) -> Callable[..., Model]:
 
     def call(file: str | Path, shapes: dict[str, str] | None = None, **how: Any) -> Model:
         words = {name: _shape(word) for name, word in (shapes or {}).items()}
-        return importers.load(folder / file, shapes=words, scratch=scratch, user_folder=folder, **how)
+        return importers.load(ImportRequest(folder / file, scratch, folder, shapes=words, **how))
 
     return call
 

@@ -54,7 +54,7 @@ def engine_folder(parent: Path, tmp_path: Path) -> Make:
     def make(weights: np.ndarray, *, lossless: bool = False, budget: float | None = 0.05, target: str = "cpu") -> Path:
         folder = tmp_path / "engine"
         folder.mkdir()
-        model = importers.load(parent, scratch=tmp_path, user_folder=tmp_path)
+        model = importers.load(importers.ImportRequest(parent, tmp_path, tmp_path))
         gpu = GPUS.get(target)
         plan = Plan("onnxruntime" if gpu is None else "tensorrt", target, "fp32", {} if lossless else {"fc": "int8"}, knobs={"threads": 1})
         if gpu is None:
@@ -210,7 +210,7 @@ def test_a_plan_of_the_users_own_is_gated_in_place_of_the_folders(
     """The one test that plays a GPU: the steps around TensorRT, which is not here, are run."""
     folder = engine_folder(SAME, target="h100")
     (tmp_path / "model.plan").write_bytes(b"plan")
-    own = OwnEngine(importers.load(parent, scratch=tmp_path, user_folder=tmp_path), SWAPPED)
+    own = OwnEngine(importers.load(importers.ImportRequest(parent, tmp_path, tmp_path)), SWAPPED)
     monkeypatch.setattr(verb, "opened", lambda file, flavour: own)  # noqa: ARG005
     monkeypatch.setattr(verb, "gpus", lambda: (Gpu("NVIDIA H100 80GB HBM3", "sm_90"),))
     found = qualify(folder, model=parent, evaluation=evaluation, engine=tmp_path / "model.plan", seconds=0.1)
