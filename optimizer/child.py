@@ -4,10 +4,11 @@ One socket carries messages both ways: a line of JSON, then the raw bytes of the
 in it.  A worker that may see our package (`python -m optimizer.backends...`) imports this module; a worker that runs a user's
 code must not, so it is started as
 
-    python -P optimizer/child.py [PART.py ...] WORKER.py
+    python optimizer/child.py [PART.py ...] WORKER.py
 
 which makes each PART importable by its name and runs `main(channel)` of the last file.  There the user's folder is visible,
 appended to `sys.path`, and our three top-level packages are not: people have an `optimizer.py` and a `kernels/` of their own.
+The Python may be the user's, with nothing of ours in it: 3.8 and numpy are enough for this file.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
-from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # older than 1.21, numpy has none
+    from numpy.typing import NDArray
 
 CHANNEL = "OPTIMIZE_CHANNEL"
 """Environment variable with the number of the child's end of the socket."""
@@ -59,7 +62,8 @@ def encode(event: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]] | None =
     Raises:
         TypeError: an array holds something else than numbers or booleans.
     """
-    announced, payload = [], list[memoryview]()
+    announced: list[list[Any]] = []
+    payload: list[memoryview] = []
     for name, array in (arrays or {}).items():
         if array.dtype.kind not in _KINDS or array.dtype.name == "bfloat16":
             raise TypeError(f"array {name!r} holds {array.dtype}, not numbers")
@@ -165,7 +169,7 @@ class Channel:
     def place(self, error: BaseException) -> str:
         """The innermost line of the user's own files that the error came through, in brackets; empty if it came through none."""
         for frame in reversed(traceback.extract_tb(error.__traceback__)):
-            if any(Path(frame.filename).is_relative_to(folder) for folder in self.folders):
+            if any(folder in Path(frame.filename).parents for folder in self.folders):
                 return f" ({Path(frame.filename).name}, line {frame.lineno})"
         return ""
 
@@ -295,4 +299,6 @@ def _module(name: str, file: Path) -> ModuleType:
 
 
 if __name__ == "__main__":
+    beside = str(Path(__file__).resolve().parent)  # Python puts it first; -P, which keeps it out, came with 3.11
+    sys.path[:] = [entry for entry in sys.path if entry != beside]
     main(*map(Path, sys.argv[1:]))

@@ -7,6 +7,7 @@ spawned it ends, so a child must be used in the thread that made it.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import selectors
@@ -35,6 +36,17 @@ _TICK = 0.1
 _GRACE = 2.0
 _LONGEST_SENTENCE = 1500
 _PATIENCE = 600.0  # seconds for one answer of a user's function
+_STARTING = 60.0  # seconds for an interpreter to start
+_OLDEST = (3, 8)
+_OUR_PYTHON = frozenset({"VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "__PYVENV_LAUNCHER__"})
+_ASK = """
+import json, sys
+missing = []
+if sys.version_info >= (3, 8):
+    from importlib.util import find_spec
+    missing = [name for name in sys.argv[1:] if find_spec(name) is None]
+print(json.dumps([sys.version_info[:2], missing]))
+"""
 _ERRORS: Mapping[Any, type[OptimizeError]] = {2: InputError, 5: UnavailableError, 6: VerificationError}
 
 
@@ -57,7 +69,7 @@ class Child:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(_HERE / "launch.py"), str(os.getpid()), str(self._memory), *command],
                 cwd=folder,
-                env={**os.environ, CHANNEL: str(theirs.fileno()), "PYTHONDONTWRITEBYTECODE": "1"},
+                env={**_environment(command[0]), CHANNEL: str(theirs.fileno()), "PYTHONDONTWRITEBYTECODE": "1"},
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -222,12 +234,41 @@ def run_worker(
             yield event
 
 
-def isolated(script: Path, *parts: Path) -> list[str]:
+def isolated(script: Path, *parts: Path, python: Path | None = None, needs: Sequence[str] = ()) -> list[str]:
     """The command that runs `main(channel)` of a worker file in a process that finds none of our packages.
 
-    `parts` are files that the worker imports by name; the names must be ones that no user would give a module.
+    `parts` are files that the worker imports by name; the names must be ones that no user would give a module.  `python` is an
+    interpreter of the user's to run it, 3.8 or newer, where numpy and the packages that it `needs` are installed; default: ours.
+
+    Raises:
+        InputError: `python` does not run, is too old, or lacks a package.
     """
-    return [sys.executable, "-P", str(_HERE / "child.py"), *map(str, parts), str(script)]
+    interpreter = sys.executable if python is None else _checked(python, ["numpy", *needs])
+    return [interpreter, str(_HERE / "child.py"), *map(str, parts), str(script)]
+
+
+def _checked(python: Path, needs: Sequence[str]) -> str:
+    """The interpreter's absolute path, its links unfollowed: a virtual environment is known by the link in its folder."""
+    interpreter = str(python.absolute())
+    try:
+        ran = subprocess.run(
+            [interpreter, "-c", _ASK, *needs], cwd="/", env=_environment(interpreter), capture_output=True, timeout=_STARTING
+        )
+        version, missing = json.loads(ran.stdout)
+    except (OSError, ValueError, TypeError, subprocess.TimeoutExpired):
+        raise InputError(f"{python} does not run as a Python interpreter.", "Pass --source-python PATH/TO/bin/python.") from None
+    if tuple(version) < _OLDEST:
+        raise InputError(f"{python} is Python {version[0]}.{version[1]}, and 3.8 is the oldest that works.", "Pass a newer one.")
+    if missing:
+        remedy = f"Install it there ({python} -m pip install {missing[0]}), or pass the interpreter that trained the model."
+        raise InputError(f"{python} has no {missing[0]}.", remedy)
+    return interpreter
+
+
+def _environment(program: str) -> dict[str, str]:
+    """The variables for a program: one that is not our interpreter gets none that lead to our packages."""
+    ours = () if program == sys.executable else _OUR_PYTHON
+    return {name: value for name, value in os.environ.items() if name not in ours}
 
 
 def user_arrays(reference: str, folder: Path) -> Iterator[dict[str, NDArray[Any]]]:
