@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,10 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from numpy.typing import NDArray
 
 from optimizer import graph as graphs
+from optimizer.engine import Arrays, SourceRun
 from optimizer.errors import InputError
 from optimizer.importers import ImportRequest
 from optimizer.importers._external import check_external_data
@@ -60,6 +62,40 @@ def load(how: ImportRequest, track: Track = silent) -> Model:
         notes=notes,
     )
     return Model(graph, source)
+
+
+class _AsItCame:
+    """The file as it came, run node by node in a process of its own: the SourceRun of an ONNX model.
+
+    A layer can be shown where a tensor called like its first output existed before the graph was tidied.
+    """
+
+    def __init__(self, file: Path, model: Model, scratch: Path) -> None:
+        self._file = file
+        self._outputs = [spec.name for spec in model.outputs]
+        self._tensors = {layer.name: layer.outputs[0] for layer in model.layers if layer.outputs}
+        self._child = Child(isolated(_WORKER), folder=scratch, what=f"Running {file.name}")
+
+    def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
+        found = self._computed(feeds, self._outputs)
+        return {name: found[name] for name in self._outputs}
+
+    def layers(self, feeds: Arrays, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+        wanted = {name: self._tensors[name] for name in names if name in self._tensors}
+        found = self._computed(feeds, list(wanted.values()))
+        return {name: found[tensor] for name, tensor in wanted.items() if tensor in found}
+
+    def close(self) -> None:
+        self._child.close()
+
+    def _computed(self, feeds: Arrays, tensors: Sequence[str]) -> dict[str, NDArray[Any]]:
+        self._child.send({"event": "run", "file": str(self._file), "name": self._file.name, "tensors": list(tensors)}, feeds)
+        return self._child.receive(_PATIENCE).arrays
+
+
+def running(how: ImportRequest, model: Model) -> SourceRun:
+    """The file as it came, on ONNX Runtime without its optimizations; to be closed by the caller."""
+    return _AsItCame(how.file, model, how.scratch)
 
 
 def load_graph(file: Path, shapes: Mapping[str, Shape], scratch: Path, track: Track = silent) -> tuple[ir.Model, tuple[str, ...]]:

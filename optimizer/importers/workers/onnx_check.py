@@ -2,11 +2,14 @@
 
 Messages: `accept` {file, name} is answered when both take the file, refused otherwise; `compare` {before, after, name, inputs:
 [[name, dtype, sizes ...]]} runs both files on the same made-up inputs, tried from small sizes to large ones, and is answered with
-the shapes of the outputs and their largest difference, or with why the first file could not be run.
+the shapes of the outputs and their largest difference, or with why the first file could not be run; `run` {file, name, tensors},
+with an array for each input, is answered with those of the tensors that the main graph of the file computes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +26,13 @@ _REMEDY = "Export the model again with a current exporter, and look at it with o
 
 def main(channel: Channel) -> None:
     while True:
-        event = channel.receive().event
-        (_accept if event["event"] == "accept" else _compare)(channel, event)
+        event, arrays = channel.receive()
+        if event["event"] == "run":
+            _run(channel, event, arrays)
+        elif event["event"] == "compare":
+            _compare(channel, event)
+        else:
+            _accept(channel, event)
 
 
 def _accept(channel: Channel, event: dict[str, Any]) -> None:
@@ -66,17 +74,40 @@ def _compare(channel: Channel, event: dict[str, Any]) -> None:
     )
 
 
-def _session(file: str) -> onnxruntime.InferenceSession:
-    """A session that computes the file as written. ONNX Runtime refuses two nodes of one name; they get none for it."""
+def _run(channel: Channel, event: dict[str, Any], feeds: dict[str, NDArray[Any]]) -> None:
+    try:
+        session = _showing(event["file"], tuple(event["tensors"]))
+        names = [output.name for output in session.get_outputs() if output.name in set(event["tensors"])]
+        found = session.run(names, feeds)
+    except Exception as error:
+        channel.refuse(f"{event['name']} can't be run on this data: {_first(error, event['file'])}", "Check the data's shapes and types.")
+    channel.send("ran", dict(zip(names, found, strict=True)))
+
+
+@lru_cache(maxsize=2)
+def _showing(file: str, tensors: tuple[str, ...]) -> onnxruntime.InferenceSession:
+    """A session of the file that gives `tensors` too; two are kept, since outputs and layers are asked for in turn."""
+    return _session(file, tensors)
+
+
+def _session(file: str, tensors: Collection[str] = ()) -> onnxruntime.InferenceSession:
+    """A session that computes the file as written, with those of the `tensors` as outputs that its main graph computes.
+
+    ONNX Runtime refuses two nodes of one name; they get none for it.  Weights beside the file are mapped, not copied.
+    """
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
+    options.add_session_config_entry("session.disable_prepacking", "1")
     proto = onnx.load(file, load_external_data=False)
     names = [node.name for node in proto.graph.node if node.name]
+    computed = {name for node in proto.graph.node for name in node.output} - {output.name for output in proto.graph.output}
+    shown = sorted(computed.intersection(tensors))
     model: str | bytes = file
-    if len(names) > len(set(names)):
+    if len(names) > len(set(names)) or shown:
         for node in proto.graph.node:
             node.name = ""
+        proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in shown)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(Path(file).parent))
         model = proto.SerializeToString()
     del proto
