@@ -40,17 +40,25 @@ factory = click.option("--factory", metavar="FILE.py:FUNCTION", help="What makes
 
 factory_args = click.option("--factory-arg", "factory_args", multiple=True, metavar="K=V", help="An argument of the factory.")
 
+source_python = click.option(
+    "--source-python", type=click.Path(path_type=Path), metavar="INTERPRETER", help="The Python in which the model's own code lives."
+)
+
+trust = click.option("--trust", is_flag=True, help="Read a file that can run code (.pt2, TorchScript, pickles, Lambda layers).")
+
+custom_ops = click.option(
+    "--custom-ops", type=click.Path(path_type=Path), metavar="LIBRARY", help="ONNX Runtime's library of custom operators."
+)
+
 _IMPORTING = (
     shapes,
     factory,
     factory_args,
-    click.option(
-        "--source-python", type=click.Path(path_type=Path), metavar="INTERPRETER", help="The Python in which the model's own code lives."
-    ),
-    click.option("--trust", is_flag=True, help="Read a file that can run code (.pt2, TorchScript, pickles, Lambda layers)."),
+    source_python,
+    trust,
     click.option("--signature", metavar="NAME", help="Which signature of a SavedModel. Default serving_default."),
     click.option("--tag", "tags", multiple=True, metavar="TAG", help="Which graph of a SavedModel. Default serve. May be repeated."),
-    click.option("--custom-ops", type=click.Path(path_type=Path), metavar="LIBRARY", help="ONNX Runtime's library of custom operators."),
+    custom_ops,
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -18,10 +19,15 @@ _CODES = {"pass": 0, "fail": 3, "inconclusive": 4}
 )
 @click.option("--model", type=click.Path(path_type=Path), help="The file that the engine was built from, to gate against.")
 @click.option("--evaluation", metavar="DATA", help="Held-out samples to gate on.")
+@_options.source_python
+@_options.trust
+@_options.custom_ops
 @_options.seconds
 @_options.as_json
 @_options.ci
-def command(engine: Path, own: Path | None, model: Path | None, evaluation: str | None, seconds: float, as_json: bool, ci: bool) -> int:
+def command(
+    engine: Path, own: Path | None, model: Path | None, evaluation: str | None, seconds: float, as_json: bool, ci: bool, **how: Any
+) -> int:
     """On the target: load ENGINE, time it and gate it there, and add an attestation to its folder.
 
     For GPUs this is written and was never run.
@@ -30,7 +36,7 @@ def command(engine: Path, own: Path | None, model: Path | None, evaluation: str 
     from optimizer.verbs.qualify import qualify
 
     with _show.standard_output(), _progress.shown(plain=ci) as track:
-        found = qualify(engine, model=model, evaluation=evaluation, engine=own, seconds=seconds, track=track)
+        found = qualify(engine, model=model, evaluation=evaluation, engine=own, seconds=seconds, track=track, **how)
     timing, parity = found.timing, found.parity
     if as_json:
         _show.json(found)

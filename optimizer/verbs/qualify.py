@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from kernels.target import Target, this_cpu
 from kernels.targets import target_from_name
@@ -72,12 +73,14 @@ def qualify(
     engine: Path | None = None,
     seconds: float = 10.0,
     track: Track = silent,
+    **how: Any,
 ) -> Attestation:
     """Time and gate the engine of `folder` here, and write `folder/attestations/<time>.json`.
 
     `model` is the file that the engine was built from: its answers to `evaluation` (DATA words) are what the engine's are held
     against, by the metric and budget of the build; without them the engine is timed alone. `engine` is a plan that the user built
-    from the handover with trtexec, in place of the folder's own. Nothing is written on an error.
+    from the handover with trtexec, in place of the folder's own. `how` are the fields of `importers.ImportRequest` that a passport
+    can't vouch for: trust, source_python, custom_ops. Nothing is written on an error.
 
     Raises:
         UnavailableError: no GPU of the target or no driver is here, or the engine can't be loaded.
@@ -89,7 +92,7 @@ def qualify(
     with ExitStack() as stack:
         subject: Engine = stack.enter_context(closing(load(folder) if engine is None else _own(engine, passport, target)))
         samples = None if evaluation is None else _samples(evaluation, passport)
-        parent = None if model is None else stack.enter_context(_parent(model, passport, track))
+        parent = None if model is None else stack.enter_context(_parent(model, passport, how, track))
         feeds: list[Arrays] = [*itertools.islice(samples if samples is not None else random_samples(passport.inputs, _FEEDS, 0), _FEEDS)]
         device = _device(target)
         timing = _timed(subject, parent if target.kind == "cpu" else None, feeds[0], seconds, device, track)
@@ -147,7 +150,7 @@ class _Parent:
 
 
 @contextmanager
-def _parent(file: Path, passport: Passport, track: Track) -> Iterator[_Parent]:
+def _parent(file: Path, passport: Passport, how: Mapping[str, Any], track: Track) -> Iterator[_Parent]:
     """The model imported again as it was for the build, in the engine's shapes."""
     source = passport.source
     if not file.is_file():
@@ -157,18 +160,18 @@ def _parent(file: Path, passport: Passport, track: Track) -> Iterator[_Parent]:
             f"{file.name} is not the model that this engine was built from: its SHA-256 differs.", f"Give {source.file} as it was."
         )
     with TemporaryDirectory() as scratch:
-        how = ImportRequest(
+        reading = ImportRequest(
             file,
             Path(scratch),
             Path.cwd(),
             factory=source.factory,
             factory_args=source.factory_args,
             shapes=_fixed(passport.inputs),
-            trust=source.trusted,
             signature=source.signature,
             tags=source.tags,
+            **how,
         )
-        model = importers.load(how, track)
+        model = importers.load(reading, track)
         with closing(Reference(model.graph, optimized=True)) as engine:
             yield _Parent(model, engine)
 
