@@ -35,7 +35,8 @@ _TAIL = 1 << 13
 _TICK = 0.1
 _GRACE = 2.0
 _LONGEST_SENTENCE = 1500
-_PATIENCE = 600.0  # seconds for one answer of a user's function
+_PATIENCE = 900.0  # seconds for one answer, the export of a large network among them
+_CONTAINER = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _STARTING = 60.0  # seconds for an interpreter to start
 _OLDEST = (3, 8)
 _OUR_PYTHON = frozenset({"VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "__PYVENV_LAUNCHER__"})
@@ -55,22 +56,25 @@ class Child:
 
     `command` is the absolute path of a program and its arguments; it runs in `folder`, with no standard input, and finds the
     line by `optimizer.child.open_channel()`.  `what` names it in errors ("The factory net.py:make").  `memory` limits its
-    private memory in bytes; default: what this machine has.
+    private memory in bytes; default: three quarters of what there is here.  `patience` limits the seconds for one answer.
     """
 
-    def __init__(self, command: Sequence[str], *, folder: Path, what: str, memory: int | None = None) -> None:
+    def __init__(self, command: Sequence[str], *, folder: Path, what: str, memory: int | None = None, patience: float = _PATIENCE) -> None:
         self._what = what
-        self._memory = memory if memory is not None else memory_here()
+        self._patience = patience
+        limit = memory if memory is not None else memory_here() * 3 // 4
         self._decoder = Decoder()
         self._outgoing: list[bytes | memoryview] = []
         self._tail = bytearray()
         self._line, theirs = socket.socketpair()
-        with theirs:
+        watched, watch = os.pipe()
+        self._watch = os.fdopen(watch, "wb", buffering=0)
+        with theirs, os.fdopen(watched):
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(_HERE / "launch.py"), str(os.getpid()), str(self._memory), *command],
+                [sys.executable, "-I", "-S", str(_HERE / "launch.py"), str(os.getpid()), str(limit), str(watched), *command],
                 cwd=folder,
                 env={**_environment(command[0]), CHANNEL: str(theirs.fileno()), "PYTHONDONTWRITEBYTECODE": "1"},
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), watched],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -95,6 +99,9 @@ class Child:
         if self._process.returncode is None:
             self._kill()
             self._process.wait()
+        if not self._watch.closed:
+            with suppress(BrokenPipeError), self._watch:
+                self._watch.write(b"!")
         self._selector.close()
         self._line.close()
         self._output.close()
@@ -104,13 +111,14 @@ class Child:
         self._outgoing.extend(encode(event, arrays))
 
     def receive(self, seconds: float | None = None) -> Message:
-        """The child's next message, waited for at most `seconds`.
+        """The child's next message, waited for at most `seconds`; default: the child's patience.
 
         Raises:
             InputError: the child ended, ran out of time or memory, or sent what is no message.
             OptimizeError: of the kind that the child named in an `error` event.
         """
-        end = math.inf if seconds is None else time.monotonic() + seconds
+        seconds = self._patience if seconds is None else seconds
+        end = time.monotonic() + seconds
         drained = math.inf
         while (message := self._next()) is None:
             if time.monotonic() > end:
@@ -129,9 +137,9 @@ class Child:
             raise self._error(f"failed with {_sentence(message.event.get('said'))}", "Correct what it complains of, then build again.")
         return message
 
-    def receive_array(self, name: str, seconds: float | None = None) -> NDArray[Any]:
+    def receive_array(self, name: str) -> NDArray[Any]:
         """The array called `name` in the child's next message."""
-        arrays = self.receive(seconds).arrays
+        arrays = self.receive().arrays
         if name not in arrays:
             raise self.nonsense()
         return arrays[name]
@@ -220,16 +228,17 @@ def run_worker(
 ) -> Iterator[dict[str, Any]]:
     """Start a worker, hand it `request` (it calls `open_channel().receive()`), and yield its events up to and with `done`.
 
-    `seconds` limits the time that we wait for it in all; the time that the caller takes between two events does not count.
+    `seconds` limits the time that we wait for it in all (default: no limit); the time that the caller takes between two events
+    does not count.
     """
-    left = seconds
+    left = math.inf if seconds is None else seconds
     with Child(command, folder=folder, what=what, memory=memory) as child:
         child.send({"event": "request", **request})
         kind = ""
         while kind != "done":
             start = time.monotonic()
             event = child.receive(left).event
-            left = None if left is None else left - (time.monotonic() - start)
+            left -= time.monotonic() - start
             kind = event["event"]
             yield event
 
@@ -277,7 +286,7 @@ def user_arrays(reference: str, folder: Path) -> Iterator[dict[str, NDArray[Any]
     `reference` is `file.py:function` or `module:function`, seen from `folder`.
     """
     with _user_function(reference, folder, "data function", "generate") as child:
-        while (message := child.receive(_PATIENCE)).event["event"] != "done":
+        while (message := child.receive()).event["event"] != "done":
             yield message.arrays
 
 
@@ -288,7 +297,7 @@ def user_transform(reference: str, folder: Path) -> Iterator[Callable[[NDArray[A
 
         def transform(array: NDArray[Any]) -> NDArray[Any]:
             child.send({"event": "call"}, {"raw": array})
-            return child.receive_array("prepared", _PATIENCE)
+            return child.receive_array("prepared")
 
         yield transform
 
@@ -305,7 +314,7 @@ def user_scores(reference: str, folder: Path) -> Iterator[Scorer]:
         def scored(outputs: Mapping[str, NDArray[Any]], labels: NDArray[Any] | None) -> NDArray[Any] | float:
             arrays = {f"outputs.{name}": array for name, array in outputs.items()}
             child.send({"event": "call"}, arrays if labels is None else {**arrays, "labels": labels})
-            score = child.receive_array("score", _PATIENCE)
+            score = child.receive_array("score")
             return score if score.ndim else float(score)
 
         yield scored
@@ -318,8 +327,9 @@ def _user_function(reference: str, folder: Path, role: str, use: str) -> Child:
 
 
 def memory_here() -> int:
-    """Bytes of memory that this machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Bytes of memory that this machine has, or the container that we run in may take of it."""
+    limits = [file.read_text().strip() for file in _CONTAINER if file.is_file()]
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *(int(limit) for limit in limits if limit.isdigit())])
 
 
 def check_house() -> None:

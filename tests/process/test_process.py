@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from optimizer import process
 from optimizer.errors import InputError, UnavailableError
 from optimizer.process import Child, check_house, isolated, run_worker
 
@@ -145,12 +146,13 @@ def test_neither_side_blocks_the_other_with_more_than_a_pipe_holds(user: Write) 
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_no_child_outlives_its_parent_however_that_dies(user: Write, how: signal.Signals) -> None:
+def test_neither_a_child_nor_what_it_started_outlives_its_parent_however_that_dies(user: Write, how: signal.Signals) -> None:
     folder = user(
         worker="""
         import os, time
         def main(channel):
-            channel.send("started", pid=os.getpid())
+            if started := os.fork():
+                channel.send("started", pids=[os.getpid(), started])
             time.sleep(60)
         """
     )
@@ -159,25 +161,91 @@ def test_no_child_outlives_its_parent_however_that_dies(user: Write, how: signal
         from optimizer.process import isolated, run_worker
         folder = Path({str(folder)!r})
         for event in run_worker(isolated(folder / "worker.py"), request={{}}, folder=folder, what="The worker"):
-            print(event["pid"], flush=True)
+            print(*event["pids"], flush=True)
     """
     parent = subprocess.Popen([sys.executable, "-c", dedent(program)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     with parent:
         assert parent.stdout is not None
-        pid = int(parent.stdout.readline())
+        pids = [int(word) for word in parent.stdout.readline().split()]
         parent.send_signal(how)
         parent.wait()
-    dead = gone(pid)
-    if not dead:
+    dead = [gone(pid) for pid in pids]
+    for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    assert dead
+    assert dead == [True, True]
+
+
+def test_a_child_has_no_children_but_its_own(user: Write) -> None:
+    folder = user(
+        worker="""
+        import os
+        def main(channel):
+            try:
+                os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                channel.send("none")
+        """
+    )
+    assert [event["event"] for event in run(folder)] == ["none", "done"]
+
+
+def test_a_closed_child_leaves_no_process_behind(user: Write) -> None:
+    folder = user(worker="def main(channel): channel.receive()\n")
+    with Child(isolated(folder / "worker.py"), folder=folder, what="The worker") as child:
+        end = time.monotonic() + 30
+        while len(running(folder)) < 2 and time.monotonic() < end:  # the worker, and the process that watches over it
+            time.sleep(0.05)
+        pids = running(folder)
+        assert len(pids) == 2
+    child.close()
+    assert all(gone(pid) for pid in pids)
+
+
+def running(folder: Path) -> list[int]:
+    """The processes whose command names the folder."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if str(folder).encode() in file.read_bytes():
+                found.append(int(file.parent.name))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("hoard = [bytearray(1 << 26) for _ in range(1 << 10)]", "not enough memory"),
+        ("import time; time.sleep(60)", "took more than 1 s"),
+    ],
+)
+def test_memory_and_patience_have_limits_that_nobody_needs_to_ask_for(
+    user: Write, monkeypatch: pytest.MonkeyPatch, body: str, words: str
+) -> None:
+    monkeypatch.setattr(process, "memory_here", lambda: 1 << 30)
+    folder = user(worker=f"def main(channel):\n    {body}\n")
+    patience = 1 if "sleep" in body else 60
+    with (
+        pytest.raises(InputError, match=words),
+        Child(isolated(folder / "worker.py"), folder=folder, what="It", patience=patience) as child,
+    ):
+        child.receive()
+
+
+def test_a_container_is_taken_for_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = process.memory_here()
+    limits = [tmp_path / "none", tmp_path / "max", tmp_path / "limit"]
+    limits[1].write_text("max\n")
+    monkeypatch.setattr(process, "_CONTAINER", limits)
+    assert process.memory_here() == whole
+    limits[2].write_text("1048576\n")
+    assert process.memory_here() == 1 << 20
 
 
 def test_a_child_whose_parent_died_before_it_was_tied_ends_by_itself() -> None:
     launch = Path(__file__).parents[2] / "optimizer" / "launch.py"
     not_its_parent = str(os.getpid() + 1)
-    done = subprocess.run([sys.executable, "-I", "-S", str(launch), not_its_parent, "0", "/bin/echo", "ran"], capture_output=True)
+    done = subprocess.run([sys.executable, "-I", "-S", str(launch), not_its_parent, "0", "0", "/bin/echo", "ran"], capture_output=True)
     assert done.returncode == 1
     assert b"ran" not in done.stdout
 
