@@ -33,6 +33,11 @@ class Size:
     axis: int = 0
 
 
+def size_along(value: ir.Value, axis: int) -> int | Size | None:
+    """The size of a value along an axis (not negative), None where even the number of axes is not known."""
+    return None if value.shape is None or axis >= len(value.shape) else _size(value, value.shape, axis)
+
+
 def _size(value: ir.Value, shape: ir.Shape, axis: int) -> int | Size:
     size = shape[axis]
     if isinstance(size, int):
@@ -48,6 +53,23 @@ Elements = NDArray[np.object_]
 """A small integer or boolean tensor of any shape whose elements are int, bool, Size or UNKNOWN."""
 
 
+def follow_shapes(graph: ir.Graph) -> dict[ir.Value, Elements]:
+    """What is known of each small integer tensor that the main graph computes from sizes."""
+    followed: dict[ir.Value, Elements] = {}
+    for node in graph:
+        _note(node, followed)
+    return followed
+
+
+def _note(node: ir.Node, followed: dict[ir.Value, Elements]) -> Elements | None:
+    """The elements of a node's one output, written down where they can be told."""
+    elements = None if node.domain or len(node.outputs) != 1 else _follow(node, followed)
+    if elements is None or elements.size > _LONGEST:
+        return None
+    followed[node.outputs[0]] = elements
+    return elements
+
+
 def fold_shapes(model: ir.Model, taken: set[str]) -> list[Fusion]:
     """Replace what is known of the graph's shape arithmetic by initializers, in place."""
     followed: dict[ir.Value, Elements] = {}
@@ -55,11 +77,9 @@ def fold_shapes(model: ir.Model, taken: set[str]) -> list[Fusion]:
     for node in model.graph:
         if node.domain:
             continue
-        elements = _follow(node, followed)
-        if elements is not None and elements.size <= _LONGEST and len(node.outputs) == 1:
-            followed[node.outputs[0]] = elements
-            if _settle(model.graph, node, elements, taken):
-                fusions.append(Fusion("shape folding", (node.name or "",), ""))
+        elements = _note(node, followed)
+        if elements is not None and _settle(model.graph, node, elements, taken):
+            fusions.append(Fusion("shape folding", (node.name or "",), ""))
         if node.op_type == "Reshape" and _retarget(model.graph, node, followed, taken):
             fusions.append(Fusion("shape of a Reshape", (node.name or "",), node.name or ""))
     return fusions
