@@ -1,12 +1,14 @@
 """DATA words become Samples: read lazily, one at a time, hashed, prepared as the model takes them.
 
 DATA is an .npz (arrays by input name, or `x` where the model has one input; `y` or `label` for labels), a folder of .npy or
-.npz files (whose shapes may differ from file to file), a folder of images in class folders, or `file.py:function`.
+.npz files (whose shapes may differ from file to file), images or .wav files alone or in class folders, a .wav, a table (.csv, .jsonl,
+.parquet) of numbers or of texts, or `file.py:function`.
 """
 
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -18,9 +20,10 @@ from numpy.typing import NDArray
 
 from optimizer.errors import InputError
 from optimizer.model import TensorSpec
+from optimizer.plan import Shape
 from optimizer.preprocessing import Preprocessing
 from optimizer.process import user_transform
-from optimizer.readers import LABELS, Reader, reader
+from optimizer.readers import LABELS, Asked, Reader, Row, reader
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -53,24 +56,34 @@ class Samples:
                 for name, how in self.preprocessing.inputs.items()
                 if how.function is not None
             }
-            for raw in self.raw():
-                yield self.preprocessing.apply(raw, self.inputs, functions)
+            for rows in self._chosen():
+                yield self.preprocessing.apply_to_sized(_gathered([self.preprocessing.sized(row) for row in rows]), self.inputs, functions)
 
-    def raw(self) -> Iterator[dict[str, NDArray[Any]]]:
-        """The chosen feeds as the data set holds them, by input name, with a batch axis first."""
+    def _chosen(self) -> Iterator[list[Row]]:
+        """The chosen feeds as the data set holds them: the rows of each by input name, with a batch axis first."""
         wanted = None if self.chosen is None else set(self.chosen)
         last = None if wanted is None else max(wanted, default=-1)
-        for index, feed in enumerate(_feeds(self.reader, self.inputs)):
+        for index, rows in enumerate(_feeds(self.reader, self.inputs, self.preprocessing.wanted(self.inputs))):
             if last is not None and index > last:
                 return
             if wanted is None or index in wanted:
-                yield feed
+                yield rows
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of how the data was read."""
+        return self.reader.notes
 
     @property
     def starts(self) -> frozenset[int]:
-        """Where a sequence of samples begins: at the first, and where samples before it were left out; counted in this selection."""
-        own = self.chosen if self.chosen is not None else ()
-        return frozenset({0, *(place for place in range(1, len(own)) if own[place] != own[place - 1] + 1)})
+        """Where a sequence of samples begins, counted in this selection: where a recording does, and where samples were left out."""
+        own = self.chosen if self.chosen is not None else range(self.count)
+        batch = _batch(self.preprocessing.wanted(self.inputs))
+        begins = [start // batch for start in self.reader.starts]
+        recording = [bisect_right(begins, index) for index in own]
+        return frozenset(
+            place for place in range(len(own)) if place == 0 or own[place] != own[place - 1] + 1 or recording[place] != recording[place - 1]
+        )
 
     def take(self, indices: Sequence[int]) -> Samples:
         """These samples alone, in the data's own order; `indices` count within this selection."""
@@ -81,29 +94,30 @@ class Samples:
 
     def fingerprints(self) -> tuple[bytes, ...]:
         """A digest of each raw sample: equal samples of two data sets have equal ones, whatever file they lie in."""
-        return tuple(_digest(feed) for feed in self.raw())
+        return tuple(_digest(rows) for rows in self._chosen())
 
 
-def open_samples(words: str, inputs: tuple[TensorSpec, ...], preprocessing: Preprocessing, folder: Path) -> Samples:
+def open_samples(
+    words: str,
+    inputs: tuple[TensorSpec, ...],
+    preprocessing: Preprocessing,
+    folder: Path,
+    *,
+    model: Path | None = None,
+    shapes: Mapping[str, Shape] | None = None,
+) -> Samples:
     """The samples that DATA `words` name, for a model with `inputs`; paths and modules are looked up from `folder`.
+
+    `model` is the model's own file or folder, which may bring a tokenizer; `shapes` bound the lengths of texts.
 
     Raises:
         InputError: nothing there, unreadable, or not fitting the model in names, shapes or types (the first sample is tried).
     """
     preprocessing.check(inputs)
-    source = reader(words, folder)
+    source = reader(words, Asked(inputs, preprocessing, folder, model, shapes or {}))
     samples = Samples(source.name, source.sha256, inputs, preprocessing, None, 0, source, folder)
-    batch = _batch(inputs)
-    labels: list[NDArray[Any]] = []
-    count = 0
-    if source.length is None:
-        for row in source:
-            count += 1
-            if (label := _label(row)) is not None:
-                labels.append(label)
-    else:
-        count = source.length
-    every = source.labels if source.labels is not None else (np.concatenate(labels) if labels else None)
+    batch = _batch(preprocessing.wanted(inputs))
+    count, every = source.length, source.labels
     if count == 0:
         raise InputError(f"{source.name} holds no samples.", "Give data with at least one sample.")
     if every is not None and (every.dtype.kind not in "biuf" or not np.isfinite(every).all()):
@@ -133,43 +147,58 @@ def _batch(inputs: tuple[TensorSpec, ...]) -> int:
     return only if isinstance(only, int) and only > 0 else 1
 
 
-def _label(row: Arrays) -> NDArray[Any] | None:
-    return next((np.atleast_1d(row[name]) for name in LABELS if name in row), None)
-
-
-def _feeds(source: Reader, inputs: tuple[TensorSpec, ...]) -> Iterator[dict[str, NDArray[Any]]]:
-    """Raw feeds by input name: single rows under the model's names, gathered to the model's batch."""
-    batch = _batch(inputs)
-    rows: list[dict[str, NDArray[Any]]] = []
+def _feeds(source: Reader, inputs: tuple[TensorSpec, ...], wanted: tuple[TensorSpec, ...]) -> Iterator[list[Row]]:
+    """The rows of each feed under the model's names: as many as the batch of the inputs that are `wanted` of the data."""
+    batch = _batch(wanted)
+    rows: list[Row] = []
     for row in source:
-        rows.append(_named(row, inputs, source.name))
+        rows.append(_named(row, inputs, wanted, source.name))
         if len(rows) == batch:
-            yield rows[0] if batch == 1 else {name: np.concatenate([one[name] for one in rows]) for name in rows[0]}
+            yield rows
             rows = []
 
 
-def _named(row: Arrays, inputs: tuple[TensorSpec, ...], name: str) -> dict[str, NDArray[Any]]:
+def _gathered(rows: list[Row]) -> Row:
+    """Rows as one feed.
+
+    Raises:
+        InputError: they differ in shape.
+    """
+    if len(rows) == 1:
+        return rows[0]
+    for name in rows[0]:
+        shapes = {row[name].shape for row in rows}
+        if len(shapes) > 1:
+            one, other, *_ = sorted(shapes)
+            raise InputError(
+                f"Samples of shapes {one} and {other} can't make one batch for {name!r}.",
+                "Bring them to one shape, or set the batch to 1 with --shapes.",
+            )
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+
+def _named(row: Arrays, inputs: tuple[TensorSpec, ...], wanted: tuple[TensorSpec, ...], name: str) -> Row:
     """A row's arrays under the model's input names, each with a batch axis of 1 unless the row itself is a whole feed."""
     arrays = {key: value for key, value in row.items() if key not in LABELS or any(spec.name == key for spec in inputs)}
-    if len(inputs) == 1 and inputs[0].name not in arrays and (len(arrays) == 1 or "x" in arrays):
-        arrays = {inputs[0].name: arrays["x"] if "x" in arrays else next(iter(arrays.values()))}
-    missing = [spec.name for spec in inputs if spec.name not in arrays]
+    if len(wanted) == 1 and wanted[0].name not in arrays and (len(arrays) == 1 or "x" in arrays):
+        arrays = {wanted[0].name: arrays["x"] if "x" in arrays else next(iter(arrays.values()))}
+    missing = [spec.name for spec in wanted if spec.name not in arrays]
     if missing:
-        wanted, found = ", ".join(spec.name for spec in inputs), ", ".join(sorted(row))
+        names, found = ", ".join(spec.name for spec in inputs), ", ".join(sorted(row))
         raise InputError(
-            f"{name} has no array for the input {missing[0]!r}.", f"The model's inputs are {wanted}; the data has {found or 'none'}."
+            f"{name} has no array for the input {missing[0]!r}.", f"The model's inputs are {names}; the data has {found or 'none'}."
         )
     # A reader gives rows of one sample each with the sample axis kept; where that axis is one too many, the row is a whole feed.
     return {
         spec.name: np.asarray(arrays[spec.name][0]) if arrays[spec.name].ndim == len(spec.shape) + 1 else arrays[spec.name]
         for spec in inputs
+        if spec.name in arrays
     }
 
 
-def _digest(feed: Arrays) -> bytes:
+def _digest(rows: Sequence[Arrays]) -> bytes:
     digest = hashlib.sha256()
-    for name in sorted(feed):
-        array = np.ascontiguousarray(feed[name])
+    for array in (np.ascontiguousarray(row[name]) for row in rows for name in sorted(row)):
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(array.view(np.uint8).tobytes() if array.ndim else array.tobytes())
     return digest.digest()

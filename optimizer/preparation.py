@@ -88,6 +88,7 @@ def prepare(request: Request, scratch: Path, track: Track) -> Prepared:
     refuse_wrong_states(request.preprocessing, imported)
     notes.extend(_told_of_states(request))
     calibration, evaluation, left_out = _data(request, imported)
+    notes.extend(note for samples in (calibration, evaluation) if samples is not None for note in samples.notes)
     if left_out:
         notes.append(f"{left_out} evaluation samples are also calibration samples: they were left out of the gate.")
     table, screening = _calibrated(request, imported, fused, calibration, notes, track)
@@ -149,7 +150,10 @@ def _told_of_states(request: Request) -> Iterator[str]:
 
 def _data(request: Request, model: Model) -> tuple[Samples | None, Samples | None, int]:
     def opened(words: str | None) -> Samples | None:
-        return None if words is None else open_samples(words, model.inputs, request.preprocessing, request.folder)
+        if words is None:
+            return None
+        model_file = request.model.absolute()
+        return open_samples(words, model.inputs, request.preprocessing, request.folder, model=model_file, shapes=request.shapes)
 
     calibration, evaluation = opened(request.calibration), opened(request.evaluation)
     if calibration is None or evaluation is None:

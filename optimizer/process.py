@@ -24,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from optimizer.child import CHANNEL, OURS, Decoder, Message, MessageError, encode
@@ -300,6 +301,19 @@ def user_transform(reference: str, folder: Path) -> Iterator[Callable[[NDArray[A
             return child.receive_array("prepared")
 
         yield transform
+
+
+@contextmanager
+def user_tokens(reference: str, folder: Path) -> Iterator[Callable[[str, str | None], dict[str, NDArray[Any]]]]:
+    """A tokenizer of the user's, a text and perhaps its pair to arrays by input name, kept open for many calls."""
+    with _user_function(reference, folder, "tokenizer", "tokenize") as child:
+
+        def tokenize(text: str, pair: str | None) -> dict[str, NDArray[Any]]:
+            texts = {"text": text} if pair is None else {"text": text, "pair": pair}
+            child.send({"event": "call"}, {name: np.frombuffer(one.encode(errors="replace"), np.uint8) for name, one in texts.items()})
+            return child.receive(_PATIENCE).arrays
+
+        yield tokenize
 
 
 Scorer = Callable[[Mapping[str, NDArray[Any]], NDArray[Any] | None], NDArray[Any] | float]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,7 +15,7 @@ from optimizer.preprocessing import InputPreprocessing, Preprocessing
 Wanted = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 Task = Literal["classification", "regression", "embedding"]
 
-_PATHS = ("calibration", "evaluation", "factory", "metric", "plan", "source_python", "custom_ops")
+_PATHS = ("calibration", "evaluation", "factory", "metric", "tokenizer", "plan", "source_python", "custom_ops")
 """Words that name files: in optimize.toml they count from its folder, on the command line from where it is called."""
 
 
@@ -55,14 +55,14 @@ class Request:
     """Where the user's own code and relative paths are looked up."""
 
 
-_CODE = ("factory", "metric", "calibration", "evaluation")
+_CODE = ("factory", "metric", "tokenizer", "calibration", "evaluation")
 _PROGRAMS = ("source_python", "custom_ops")
 _CHOICES = {
     "precision": get_args(Wanted),
     "task": get_args(Task),
     "on_inconclusive": ("fail", "pass"),
 }
-_WORDS = {known.name for known in fields(Request)} - {"preprocessing", "folder", "model", "output"}
+_WORDS = {known.name for known in fields(Request)} - {"preprocessing", "folder", "model", "output"} | {"tokenizer"}
 _SINGULAR = {"target": "targets", "backend": "backends", "factory_arg": "factory_args", "tag": "tags"}
 
 
@@ -71,7 +71,8 @@ def request_from_words(
 ) -> Request:
     """The Request that words make: those given here count before those in the file `config` (optimize.toml).
 
-    `shapes` and `factory_args` are mappings or lists of `name=value`; words that are None or empty count as not given.
+    `shapes` and `factory_args` are mappings or lists of `name=value`; words that are None or empty count as not given.  `tokenizer`,
+    which makes inputs of text, becomes part of the preprocessing.
 
     Raises:
         InputError: an unknown word, a value that a word can't take, or words that contradict each other.
@@ -95,6 +96,8 @@ def request_from_words(
     if merged.get("calibration") and merged.get("random_calibration"):
         raise InputError("Calibration data and random calibration were both asked for.", "Choose one.")
     _refuse_what_nothing_could_honour(merged)
+    if "tokenizer" in merged:
+        preprocessing = replace(preprocessing, tokenizer=_text("tokenizer", merged.pop("tokenizer")))
     return Request(
         model=Path(model),
         output=Path(output),
@@ -250,20 +253,69 @@ def _from_folder(folder: Path, word: str) -> str:
 
 
 def _input(name: str, table: Mapping[str, Any]) -> InputPreprocessing:
-    known = {known.name for known in fields(InputPreprocessing)}
-    if unknown := set(table) - known:
-        raise InputError(f"[inputs.{name}] has no option {sorted(unknown)[0]!r}.", f"Known are: {', '.join(sorted(known))}.")
-    values = dict(table)
-    for key in ("mean", "std"):
-        if key in values:
-            numbers = values[key] if isinstance(values[key], list) else [values[key]]
-            if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
-                raise InputError(f"{key} of [inputs.{name}] is not a list of numbers.", "Give one number, or one a channel.")
-            values[key] = tuple(float(number) for number in numbers)
-    for key, kind in (("layout", str), ("function", str), ("state", str), ("scale", (int, float))):
-        if key in values and not isinstance(values[key], kind):
-            raise InputError(f"{key} of [inputs.{name}] can't be {values[key]!r}.", "See README for the form.")
+    if unknown := set(table) - set(_INPUT):
+        raise InputError(f"[inputs.{name}] has no option {sorted(unknown)[0]!r}.", f"Known are: {', '.join(sorted(_INPUT))}.")
+    values = {key: _INPUT[key](f"{key} of [inputs.{name}]", value) for key, value in table.items()}
     return InputPreprocessing(**values)
+
+
+def _numbers(what: str, value: Any) -> tuple[float, ...]:
+    numbers = value if isinstance(value, list) else [value]
+    if not all(_is_number(number) for number in numbers):
+        raise InputError(f"{what} is not a list of numbers.", "Give one number, or one a channel.")
+    return tuple(float(number) for number in numbers)
+
+
+def _shorter_side(what: str, value: Any) -> tuple[int, ...]:
+    return (value,) if _is_whole(value) else _height_and_width(what, value)
+
+
+def _square(what: str, value: Any) -> tuple[int, ...]:
+    return (value, value) if _is_whole(value) else _height_and_width(what, value)
+
+
+def _height_and_width(what: str, value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or len(value) != 2 or not all(_is_whole(size) for size in value):
+        raise InputError(f"{what} can't be {value!r}.", "Give one whole number, or [height, width].")
+    return tuple(value)
+
+
+def _of_kind(fits: Callable[[Any], bool], form: str) -> Callable[[str, Any], Any]:
+    def read(what: str, value: Any) -> Any:
+        if not fits(value):
+            raise InputError(f"{what} can't be {value!r}.", f"Give {form}.")
+        return value
+
+    return read
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_words_of_input = _of_kind(lambda value: isinstance(value, str), "text in quotes")
+_number_of_input = _of_kind(_is_number, "a number")
+_length = _of_kind(_is_whole, "a whole number")
+
+_INPUT: Mapping[str, Callable[[str, Any], Any]] = {
+    "layout": _words_of_input,
+    "function": _words_of_input,
+    "state": _words_of_input,
+    "scale": _number_of_input,
+    "value": _number_of_input,
+    "mean": _numbers,
+    "std": _numbers,
+    "resize": _shorter_side,
+    "crop": _square,
+    "rate": _length,
+    "window": _length,
+    "hop": _length,
+    "context": _length,
+}
 
 
 def _refuse_code_of_the_file(from_file: Mapping[str, Any], given: Mapping[str, Any], preprocessing: Preprocessing) -> None:

@@ -16,8 +16,9 @@ from optimizer.cli import _options, _progress, _show
 @_options.target
 @click.option("--backend", "backends", multiple=True, metavar="NAME", help="Only these backends. May be repeated.")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16", "int8"]), help="auto: the fastest that passes.")
-@click.option("--calibration", metavar="DATA", help="Samples for INT8 ranges: .npz, a folder, or file.py:function.")
+@click.option("--calibration", metavar="DATA", help="Samples for INT8 ranges: a file, a folder, or file.py:function.")
 @click.option("--evaluation", metavar="DATA", help="Held-out samples, with labels if there are any, that the gate judges by.")
+@click.option("--tokenizer", metavar="FILE.py:FUNCTION", help="What makes the inputs of a text (and its pair): a dict of arrays.")
 @click.option("--random-calibration", is_flag=True, help="Calibrate on random numbers; leaves a mark.")
 @click.option("--task", type=click.Choice(["classification", "regression", "embedding"]), help="What the outputs mean.")
 @click.option("--metric", metavar="NAME|FILE.py:FUNCTION", help="top1, top5, auc, f1, mae, rmse, cosine, agreement ... or yours.")
