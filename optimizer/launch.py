@@ -2,10 +2,11 @@
 
     python -I -S launch.py PARENT MEMORY LINE COMMAND...
 
-PARENT is the process id of whoever spawned it, MEMORY the most bytes of private memory it may have.  Both hold across exec, so
-they bind any command, also one that knows nothing of us; and no Python runs between fork and exec in a parent that may have
-threads.  LINE is the end of a pipe that the parent writes to when it has ended the child and all that this started, and that
-falls silent when the parent dies before: what it started would live on, for the kernel ends the child alone.
+PARENT is the process id of whoever spawned it, MEMORY the most bytes of private memory it may have (less where the user's own
+limit is lower).  Both hold across exec, so they bind any command, also one that knows nothing of us; and no Python runs between
+fork and exec in a parent that may have threads.  LINE is the end of a pipe that the parent writes to when it has ended the child
+and all that this started, and that falls silent when the parent dies before: what it started would live on, for the kernel ends
+the child alone.
 """
 
 import ctypes
@@ -40,6 +41,8 @@ if os.getppid() != parent:  # it died before the line above could tell
 end_with_parent(line)
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash leaves nothing behind
 # Private writable memory, not address space: torch alone maps gigabytes of libraries and files that cost nothing.
-resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+_, most = resource.getrlimit(resource.RLIMIT_DATA)
+limit = memory if most == resource.RLIM_INFINITY else min(memory, most)
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 os.write(os.open("/proc/self/oom_score_adj", os.O_WRONLY), b"1000")  # where all memory is gone, the child goes, not its parent
 os.execv(command[0], command)

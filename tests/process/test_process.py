@@ -232,6 +232,27 @@ def test_memory_and_patience_have_limits_that_nobody_needs_to_ask_for(
         child.receive()
 
 
+def test_a_limit_of_the_users_own_that_is_lower_holds(user: Write) -> None:
+    folder = user(
+        worker="""
+        import resource
+        def main(channel):
+            channel.send("limits", limits=resource.getrlimit(resource.RLIMIT_DATA))
+        """
+    )
+    program = f"""
+        import resource
+        from pathlib import Path
+        from optimizer.process import isolated, run_worker
+        resource.setrlimit(resource.RLIMIT_DATA, (1 << 31, 1 << 31))
+        folder = Path({str(folder)!r})
+        for event in run_worker(isolated(folder / "worker.py"), request={{}}, folder=folder, what="The worker", memory=1 << 40):
+            print(event.get("limits"))
+    """
+    done = subprocess.run([sys.executable, "-c", dedent(program)], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0] == str([1 << 31, 1 << 31])
+
+
 def test_a_container_is_taken_for_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = process.memory_here()
     limits = [tmp_path / "none", tmp_path / "max", tmp_path / "limit"]
