@@ -23,10 +23,13 @@ def build(model: str | Path, output: str | Path, **words: Any) -> Outcome:
     return run(request_from_words(model=model, output=output, **words))
 
 
-def load(folder: str | Path) -> LoadedEngine:
+def load(folder: str | Path, *, trust: bool = False) -> LoadedEngine:
     """The engine in a folder that `build` wrote: `run` takes preprocessed arrays by name, `run_raw` raw ones.
 
+    `trust` lets it run a library of custom operators that lies in the folder.
+
     Raises:
+        InputError: it brings such a library and is not trusted.
         VerificationError: the folder is not what its passport says.
         UnavailableError: the engine can't run on this machine.
     """
@@ -34,4 +37,4 @@ def load(folder: str | Path) -> LoadedEngine:
 
     from optimizer.package.load import load as run
 
-    return run(Path(folder))
+    return run(Path(folder), trust)

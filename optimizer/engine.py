@@ -18,6 +18,9 @@ from optimizer.plan import Plan
 Arrays = Mapping[str, NDArray[Any]]
 """Arrays by the name of the input or output."""
 
+LIBRARY = "engine.so"
+"""File beside an engine that brings the operators which its runtime lacks: native code of the user's, loaded with it."""
+
 Verdict = Literal["pass", "fail", "inconclusive"]
 
 

@@ -13,6 +13,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
 
+from optimizer.model import CUSTOM_OPS
+
 _SMALL_BYTES = 256
 """Weights up to this size travel inside a graph's own file."""
 
@@ -160,7 +162,9 @@ def fixed(model: ir.Model, sizes: Mapping[str, Sequence[int]]) -> ir.Model:
 def save(model: ir.Model, file: Path, beside: str | None = None) -> None:
     """Write a graph as one file, or with its weights in a file `beside` it; weights that lie elsewhere are copied in."""
     largest = None if beside is None else _SMALL_BYTES
-    ir.save(held(clone(model), largest), file, external_data=beside, size_threshold_bytes=_SMALL_BYTES)
+    copy = held(clone(model), largest)
+    copy.metadata_props.pop(CUSTOM_OPS, None)  # a place on this machine
+    ir.save(copy, file, external_data=beside, size_threshold_bytes=_SMALL_BYTES)
 
 
 def held(model: ir.Model, largest: int | None = None) -> ir.Model:

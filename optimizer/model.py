@@ -23,6 +23,9 @@ FOR_LAYER = "optimize.for"
 PLANNED = "optimize.planned"
 """Metadata key of a layer in a typed graph: the precision that the plan gave it."""
 
+CUSTOM_OPS = "optimize.custom_ops"
+"""Metadata key of a graph with operators that ONNX Runtime lacks: the path of the library that brings them, never saved with it."""
+
 SHAPES = "optimize.shapes"
 """Metadata key of a graph with free dimensions: JSON, smallest, usual and largest shape by input."""
 

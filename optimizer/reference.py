@@ -15,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 from optimizer.engine import Arrays
 from optimizer.errors import InputError
 from optimizer.graph import clone, held, infer_shapes, names, unique
-from optimizer.model import TensorSpec, spec
+from optimizer.model import CUSTOM_OPS, TensorSpec, spec
 
 UNSEEN = (
     "the order in which the target's kernels add up",
@@ -108,6 +108,8 @@ def _session(model: ir.Model, threads: int, optimized: bool) -> ort.InferenceSes
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_quant_qdq", "1")
+    if CUSTOM_OPS in model.metadata_props:
+        options.register_custom_ops_library(model.metadata_props[CUSTOM_OPS])
     weights = {
         name: tensor
         for name, value in model.graph.initializers.items()
@@ -183,7 +185,7 @@ def simulated(typed: ir.Model, written: Collection[str] | None = None) -> ir.Mod
         (node, value, value.dtype)
         for node in model.graph.all_nodes()
         for value in node.outputs
-        if value.dtype in _HALF and (written is None or value.name in written)
+        if value.name and value.dtype in _HALF and (written is None or value.name in written)
     ]
     callers = [value for value in model.graph.inputs if value.dtype in _HALF]
     _retype(model, _HALF, ir.DataType.FLOAT, keep=callers)

@@ -44,7 +44,7 @@ source_python = click.option(
     "--source-python", type=click.Path(path_type=Path), metavar="INTERPRETER", help="The Python in which the model's own code lives."
 )
 
-trust = click.option("--trust", is_flag=True, help="Read a file that can run code (.pt2, TorchScript, pickles, Lambda layers).")
+trust = click.option("--trust", is_flag=True, help="Open what can run code (.pt2, TorchScript, pickles, Lambda layers, custom operators).")
 
 custom_ops = click.option(
     "--custom-ops", type=click.Path(path_type=Path), metavar="LIBRARY", help="ONNX Runtime's library of custom operators."

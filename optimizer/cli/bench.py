@@ -14,6 +14,7 @@ from optimizer.cli import _options, _progress, _show
 @_options.seconds
 @click.option("--evaluation", metavar="DATA", help="Run on these samples instead of random numbers.")
 @_options.shapes
+@_options.trust
 @click.option("--threads", type=int, metavar="N", help="Threads for models; an engine keeps those that it was built with.")
 @_options.seed
 @_options.as_json
@@ -23,6 +24,7 @@ def command(
     seconds: float,
     evaluation: str | None,
     shapes: tuple[str, ...],
+    trust: bool,
     threads: int | None,
     seed: int | None,
     as_json: bool,
@@ -37,6 +39,7 @@ def command(
             seconds=seconds,
             evaluation=evaluation,
             shapes=_options.shapes_from_words(shapes),
+            trust=trust,
             threads=threads,
             seed=seed or 0,
             track=track,

@@ -12,13 +12,14 @@ from optimizer.cli import _options, _show
 @click.command("verify")
 @_options.engine
 @click.option("--load", "try_to_load", is_flag=True, help="Load the engine as well.")
+@_options.trust
 @_options.as_json
-def command(engine: Path, try_to_load: bool, as_json: bool) -> int:
+def command(engine: Path, try_to_load: bool, trust: bool, as_json: bool) -> int:
     """Check that ENGINE is as it was built, and whether it will load here. Reads only."""
     from optimizer.verbs.verify import verify
 
     with _show.standard_output():
-        found = verify(engine, try_to_load=try_to_load)
+        found = verify(engine, try_to_load=try_to_load, trust=trust)
     passport = found.passport
     if as_json:
         _show.json(found)

@@ -157,6 +157,14 @@ def infer(model: ir.Model) -> None:
             value.shape = shape  # nobody but its author can infer such an operator
 
 
+def learn_types(model: ir.Model, types: Mapping[str, str]) -> None:
+    """Write down the types, in ONNX Runtime's words, of tensors that onnx could not infer: behind operators that it does not know."""
+    for node in model.graph:
+        for value in node.outputs:
+            if (word := types.get(value.name or "", "")).startswith("tensor("):
+                value.type = ir.TensorType(ir.DataType[word.removeprefix("tensor(").removesuffix(")").upper()])
+
+
 def sizes(value: ir.Value) -> list[Size] | None:
     """The shape of a value as numbers, names, and None for what is not known."""
     if value.shape is None:

@@ -17,8 +17,22 @@ from optimizer.engine import Arrays, SourceRun
 from optimizer.errors import InputError
 from optimizer.importers import ImportRequest
 from optimizer.importers._external import check_external_data
-from optimizer.importers._tidy import OPSET, Size, correct_outputs, fix_shapes, infer, name_dimensions, name_nodes, raise_opset, sizes, tidy
-from optimizer.model import Model, Source
+from optimizer.importers._maps import maps_of, plain_outputs
+from optimizer.importers._operators import check_operators, notes_of
+from optimizer.importers._tidy import (
+    OPSET,
+    Size,
+    correct_outputs,
+    fix_shapes,
+    infer,
+    learn_types,
+    name_dimensions,
+    name_nodes,
+    raise_opset,
+    sizes,
+    tidy,
+)
+from optimizer.model import CUSTOM_OPS, Model, Source
 from optimizer.plan import Shape
 from optimizer.process import Child, isolated
 from optimizer.progress import Track, silent
@@ -26,9 +40,6 @@ from optimizer.provenance import sha256_of_file, versions
 from optimizer.reference import widened
 
 _WORKER = Path(__file__).parent / "workers" / "onnx_check.py"
-_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc"})
-"""Domains whose operators ONNX Runtime brings with it."""
-
 _TRIED = (1, 16, 64, 224, 512)
 """Sizes for dimensions that nobody fixed, tried in turn until the model runs."""
 
@@ -53,11 +64,12 @@ def load(how: ImportRequest, track: Track = silent) -> Model:
     file = how.file
     if how.factory is not None or how.factory_args:
         raise InputError(f"{file.name} is a whole model: a factory has nothing to make for it.", "Leave --factory away.")
-    graph, notes = load_graph(file, how.shapes, how.scratch, track)
+    graph, notes = load_graph(file, how.shapes, how.scratch, track, custom_ops=how.custom_ops)
     source = Source(
         framework="onnx",
         file=file.name,
         sha256=sha256_of_file(file),
+        code_ran=CUSTOM_OPS in graph.metadata_props,
         versions=versions("onnx", "onnx-ir", "onnxscript", "onnxruntime"),
         notes=notes,
     )
@@ -71,14 +83,15 @@ class _AsItCame:
     """
 
     def __init__(self, file: Path, model: Model, scratch: Path) -> None:
-        self._file = file
-        self._outputs = [spec.name for spec in model.outputs]
+        self._told = {"event": "run", "file": str(file), "name": file.name, "library": model.graph.metadata_props.get(CUSTOM_OPS)}
+        mapped = maps_of(_read(file))
+        self._outputs = {spec.name: mapped.get(spec.name, spec.name) for spec in model.outputs}
         self._tensors = {layer.name: layer.outputs[0] for layer in model.layers if layer.outputs}
         self._child = Child(isolated(_WORKER), folder=scratch, what=f"Running {file.name}")
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
-        found = self._computed(feeds, self._outputs)
-        return {name: found[name] for name in self._outputs}
+        found = self._computed(feeds, list(self._outputs.values()))
+        return {name: found[tensor] for name, tensor in self._outputs.items()}
 
     def layers(self, feeds: Arrays, names: Sequence[str]) -> dict[str, NDArray[Any]]:
         wanted = {name: self._tensors[name] for name in names if name in self._tensors}
@@ -89,7 +102,7 @@ class _AsItCame:
         self._child.close()
 
     def _computed(self, feeds: Arrays, tensors: Sequence[str]) -> dict[str, NDArray[Any]]:
-        self._child.send({"event": "run", "file": str(self._file), "name": self._file.name, "tensors": list(tensors)}, feeds)
+        self._child.send({**self._told, "tensors": list(tensors)}, feeds)
         return self._child.receive(_PATIENCE).arrays
 
 
@@ -98,32 +111,39 @@ def running(how: ImportRequest, model: Model) -> SourceRun:
     return _AsItCame(how.file, model, how.scratch)
 
 
-def load_graph(file: Path, shapes: Mapping[str, Shape], scratch: Path, track: Track = silent) -> tuple[ir.Model, tuple[str, ...]]:
+def load_graph(
+    file: Path, shapes: Mapping[str, Shape], scratch: Path, track: Track = silent, custom_ops: Path | None = None
+) -> tuple[ir.Model, tuple[str, ...]]:
     """The tidied graph of an ONNX file and notes for its user; see `_tidy` for what holds of it.
 
-    Weights outside the file stay there, memory-mapped.  `scratch` gets a copy of the tidied graph for the comparison.
+    Weights outside the file stay there, memory-mapped.  `scratch` gets a copy of the tidied graph for the comparison.  Operators
+    that ONNX Runtime lacks are taken where the library `custom_ops` brings them; the graph's metadata then names it.
     """
     track("import", 0, 4)
     proto = _read(file)
     check_external_data(proto, file.parent)
-    _check_operators(proto, file.name)
+    mapped = maps_of(proto)
+    library = check_operators(proto, file.name, custom_ops)
     with Child(isolated(_WORKER), folder=scratch, what=f"Checking {file.name}") as child:
-        child.send({"event": "accept", "file": str(file), "name": file.name})
+        child.send({"event": "accept", "file": str(file), "name": file.name, "library": _text(library)})
         child.receive(_PATIENCE)
         track("import", 1, 4)
         with _refusing(file.name):
+            notes = [*plain_outputs(proto), *notes_of(proto, custom_ops)]
             model = ir.from_proto(proto)
             del proto
             ir.external_data.set_base_dir(model.graph, file.parent)
             declared = {value.name or "": sizes(value) for value in model.graph.outputs}
-            notes = [*tidy(model), *raise_opset(model)]
+            notes += [*tidy(model), *raise_opset(model)]
             name_nodes(model)
             name_dimensions(model)
             fix_shapes(model, shapes)
             infer(model)
             wide = widened(model)
+            if library is not None:
+                wide.metadata_props[CUSTOM_OPS] = str(library)
         track("import", 2, 4)
-        result = _compare(child, file, _saved(wide, scratch), wide, shapes)
+        result = _compare(child, file, _saved(wide, scratch), wide, mapped, shapes, library)
     track("import", 3, 4)
     if number := graphs.quantized(wide):
         notes.append(
@@ -138,6 +158,7 @@ def load_graph(file: Path, shapes: Mapping[str, Shape], scratch: Path, track: Tr
             f"{file.name} gives other answers once it is tidied (relative difference {result['difference']:.2g}).",
             f"Export it with opset {OPSET}, so that nothing has to be converted.",
         )
+    learn_types(wide, result["types"])
     notes.extend(correct_outputs(wide, declared, result.get("shapes", {})))
     track("import", 4, 4)
     return wide, tuple(notes)
@@ -153,34 +174,6 @@ def _read(file: Path) -> onnx.ModelProto:
     if not proto.graph.node:
         raise InputError(f"{file.name} holds a graph without a single node.", "Export the model again, or get the whole file.")
     return proto
-
-
-def _check_operators(proto: onnx.ModelProto, name: str) -> None:
-    """Operators and opsets that onnx's checker lets pass and ONNX Runtime does not know, and what is no tensor, refused by name."""
-    newest = onnx.defs.onnx_opset_version()
-    opset = max((entry.version for entry in proto.opset_import if entry.domain in {"", "ai.onnx"}), default=0)
-    if opset > newest:
-        raise InputError(f"{name} is written in opset {opset}; the newest one known here is {newest}.", f"Export it with opset {OPSET}.")
-    for value in (*proto.graph.input, *proto.graph.output):
-        if value.type.WhichOneof("value") != "tensor_type":
-            raise InputError(
-                f"{value.name!r}, an input or output of {name}, is no tensor.", "Export the model so that it takes and gives plain tensors."
-            )
-    own = {function.domain for function in proto.functions}
-    for node in _nodes(proto.graph):
-        if node.domain not in _DOMAINS | own:
-            raise InputError(
-                f"{name} uses the operator {node.op_type!r} of the domain {node.domain!r}, which ONNX Runtime does not have.",
-                "Export the model with operators of the ONNX standard.",
-            )
-
-
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _nodes(inner)
 
 
 @contextmanager
@@ -202,11 +195,26 @@ def _saved(model: ir.Model, scratch: Path) -> Path:
     return file
 
 
-def _compare(child: Child, before: Path, after: Path, model: ir.Model, shapes: Mapping[str, Shape]) -> Mapping[str, Any]:
-    """Run the file and the tidied graph on the same made-up inputs; what `workers/onnx_check.py` says of it."""
+def _compare(
+    child: Child,
+    before: Path,
+    after: Path,
+    model: ir.Model,
+    mapped: Mapping[str, str],
+    shapes: Mapping[str, Shape],
+    library: Path | None,
+) -> Mapping[str, Any]:
+    """Run the file and the tidied graph on the same made-up inputs; what `workers/onnx_check.py` says of it.
+
+    `mapped` are the tensors of `before` that outputs of the graph stand for, where they are not called alike.
+    """
     batch = {value.shape[0].value for value in model.graph.inputs if value.shape and isinstance(value.shape[0], ir.SymbolicDim)}
     inputs = [[value.name, _dtype(value), *([_concrete(value, shapes, batch, size) for size in _TRIED])] for value in model.graph.inputs]
-    child.send({"event": "compare", "before": str(before), "after": str(after), "name": before.name, "inputs": inputs})
+    names = [value.name or "" for value in model.graph.outputs]
+    outputs = [[name, mapped.get(name, name)] for name in names]
+    files = {"before": str(before), "after": str(after), "name": before.name, "library": _text(library)}
+    untyped = [value.name for node in model.graph for value in node.outputs if value.name and value.dtype is None]
+    child.send({"event": "compare", **files, "inputs": inputs, "outputs": outputs, "untyped": untyped})
     return child.receive(_PATIENCE).event
 
 
@@ -216,6 +224,10 @@ def _concrete(value: ir.Value, shapes: Mapping[str, Shape], batch: set[str | Non
         return list(given.usual)
     free: Mapping[Size, int] = dict.fromkeys(batch, 1)
     return [known if isinstance(known, int) else free.get(known, size) for known in sizes(value) or ()]
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def _dtype(value: ir.Value) -> str:

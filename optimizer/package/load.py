@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from kernels.targets import target_from_name
 from optimizer.backends import backend
-from optimizer.engine import Arrays, Engine
+from optimizer.engine import LIBRARY, Arrays, Engine
 from optimizer.errors import InputError, UnavailableError
 from optimizer.model import TensorSpec
 from optimizer.package.passport import Passport, verify
@@ -65,15 +65,20 @@ class LoadedEngine:
         self.close()
 
 
-def load(folder: Path) -> LoadedEngine:
-    """The engine in a folder, every file of it verified before anything is loaded.
+def load(folder: Path, trust: bool = False) -> LoadedEngine:
+    """The engine in a folder, every file of it verified before anything is loaded; `trust` lets it run a library that it brings.
 
     Raises:
-        InputError: there is no such folder.
+        InputError: there is no such folder, or it brings native code and is not trusted.
         VerificationError: the folder is not what its passport says.
         UnavailableError: the engine is for hardware or software that is not here, or the folder holds a handover alone.
     """
     passport = verify(folder)
+    if LIBRARY in passport.files and not trust:
+        raise InputError(
+            f"{folder.name} brings {LIBRARY}, a library of operators: native code, which runs as soon as it is loaded.",
+            "If you know who built it, load it with --trust (in Python: trust=True).",
+        )
     why_not = unloadable(passport)
     if why_not is not None:
         raise UnavailableError(f"{folder.name} can't be loaded here: {why_not}.", f"Load it on a machine with {passport.target}.")

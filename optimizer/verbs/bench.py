@@ -41,6 +41,7 @@ def bench(
     seconds: float = 10.0,
     evaluation: str | None = None,
     shapes: Mapping[str, Shape] | None = None,
+    trust: bool = False,
     threads: int | None = None,
     seed: int = 0,
     track: Track = silent,
@@ -49,6 +50,7 @@ def bench(
 
     They run on seeded random numbers by the first one's inputs (free dimensions 1, or the usual size of `shapes`), or on the
     first samples of `evaluation`, prepared as that engine's passport says. `threads` counts for models; an engine keeps its own.
+    `trust` lets engines run libraries of custom operators that they bring.
 
     Raises:
         InputError: nothing to time, a model that can't be read, or inputs that do not fit all of them.
@@ -57,7 +59,7 @@ def bench(
     cpu = this_cpu()
     names = _names(paths)
     with ExitStack() as stack:
-        engines = {name: stack.enter_context(_opened(path, threads or cpu.cores)) for name, path in zip(names, paths, strict=True)}
+        engines = {name: stack.enter_context(_opened(path, threads or cpu.cores, trust)) for name, path in zip(names, paths, strict=True)}
         first = engines[names[0]]
         feeds, told = _feeds(first, evaluation, shapes or {}, seed)
         for name, engine in engines.items():
@@ -82,9 +84,9 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 @contextmanager
-def _opened(path: Path, threads: int) -> Iterator[Engine]:
+def _opened(path: Path, threads: int, trust: bool) -> Iterator[Engine]:
     if path.is_dir():
-        with load(path) as engine:
+        with load(path, trust) as engine:
             yield engine
         return
     with tempfile.TemporaryDirectory() as scratch:

@@ -21,8 +21,8 @@ class Verification:
     loaded: bool = False
 
 
-def verify(folder: Path, *, try_to_load: bool = False) -> Verification:
-    """Check every hash of an engine folder, reading only; with `try_to_load` load the engine as well.
+def verify(folder: Path, *, try_to_load: bool = False, trust: bool = False) -> Verification:
+    """Check every hash of an engine folder, reading only; with `try_to_load` load the engine as well, `trust` as in `load`.
 
     Raises:
         InputError: there is no such folder.
@@ -35,5 +35,5 @@ def verify(folder: Path, *, try_to_load: bool = False) -> Verification:
     except UnavailableError as error:
         why_not = f"{error.reason} {error.remedy}"
     if try_to_load:
-        load(folder).close()
+        load(folder, trust).close()
     return Verification(passport, why_not, loaded=try_to_load)

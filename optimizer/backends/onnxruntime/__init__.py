@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from optimizer.backends.onnxruntime.operators import APPENDED, COMPUTES_INT8, DY
 from optimizer.backends.onnxruntime.profile import profiled
 from optimizer.backends.onnxruntime.realised import notes, realised
 from optimizer.backends.onnxruntime.session import FILE, Session
-from optimizer.engine import Built, Engine
+from optimizer.engine import LIBRARY, Built, Engine
 from optimizer.graph import save, weights_bytes
+from optimizer.model import CUSTOM_OPS
 from optimizer.plan import Capability, Knobs
 from optimizer.progress import Track, silent
 
@@ -57,7 +59,7 @@ def missing(target: Target) -> str | None:
 
 
 def build(graph: ir.Model, target: Target, knobs: Knobs, folder: Path, track: Track = silent) -> Built:  # noqa: ARG001
-    """Write `engine.onnx` (large weights beside it in `engine.weights`), and read back what ONNX Runtime makes of each layer.
+    """Write `engine.onnx` (beside it large weights in `engine.weights`, custom operators in `engine.so`), and read back its layers.
 
     The engine is loaded and run a few times on made-up inputs for that; what it optimized and the profile are removed.
     `Built.memory` holds bytes: `file` on disk, `weights` as the optimized graph holds them, `activations` at their peak.
@@ -67,6 +69,8 @@ def build(graph: ir.Model, target: Target, knobs: Knobs, folder: Path, track: Tr
     """
     track("writing the engine", 0, 2)
     save(graph, folder / FILE, beside="engine.weights" if weights_bytes(graph) > _INLINE_BYTES else None)
+    if CUSTOM_OPS in graph.metadata_props:
+        shutil.copyfile(graph.metadata_props[CUSTOM_OPS], folder / LIBRARY)
     track("reading back what was realised", 1, 2)
     profile = profiled(graph, folder, knobs)
     layers = realised(graph, profile)

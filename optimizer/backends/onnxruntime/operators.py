@@ -38,6 +38,9 @@ REFUSALS = {
     "int8:GRU": "ONNX Runtime has no INT8 kernel for GRU",
     "int8:RNN": "ONNX Runtime has no INT8 kernel for RNN",
     "int8:ConvTranspose": "ONNX Runtime has no INT8 kernel for ConvTranspose",
+    "int8:TreeEnsembleClassifier": "a tree ensemble compares numbers, and has nothing to quantize",
+    "int8:TreeEnsembleRegressor": "a tree ensemble compares numbers, and has nothing to quantize",
+    "int8:TreeEnsemble": "a tree ensemble compares numbers, and has nothing to quantize",
     "int8_dynamic:Conv": "ONNX Runtime's dynamic INT8 convolution takes several times as long as its FP32 one",
     "int8_dynamic:GRU": "ONNX Runtime has no INT8 kernel for GRU",
 }

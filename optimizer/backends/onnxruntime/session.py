@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from kernels.target import this_cpu
-from optimizer.engine import Arrays, check
+from optimizer.engine import LIBRARY, Arrays, check
 from optimizer.errors import InputError, UnavailableError
 from optimizer.model import TensorSpec
 from optimizer.plan import Knobs
@@ -66,12 +66,15 @@ def options(knobs: Knobs) -> ort.SessionOptions:
 
 
 def open_session(file: Path, chosen: ort.SessionOptions) -> ort.InferenceSession:
-    """A session on the CPU.
+    """A session on the CPU, with the operators of the library that lies beside the file, if one does.
 
     Raises:
-        UnavailableError: ONNX Runtime can't load the file.
+        UnavailableError: ONNX Runtime can't load the file or the library.
     """
+    library = file.with_name(LIBRARY)
     try:
+        if library.exists():
+            chosen.register_custom_ops_library(str(library))
         return ort.InferenceSession(file, chosen, providers=["CPUExecutionProvider"], disabled_optimizers=_NOT_WANTED)
     except ERRORS as error:
         raise UnavailableError(

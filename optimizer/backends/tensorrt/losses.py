@@ -54,6 +54,11 @@ def losses_of(graph: ir.Model, target: Target) -> Losses:
 
 def _refuse_what_changes_numbers(node: ir.Node) -> None:
     layer = _owner(node)
+    if node.domain == "ai.onnx.ml":
+        raise UnavailableError(
+            f"Layer {layer!r} is a {node.op_type} of ai.onnx.ml, and TensorRT has none of that domain: it computes networks.",
+            "Build it for --target cpu.",
+        )
     if node.op_type in UNREADABLE:
         raise UnavailableError(
             f"Layer {layer!r} is a {node.op_type}, which TensorRT can't read.",

@@ -1,9 +1,11 @@
 """Has the native code of onnx and ONNX Runtime look at a model's file, in a process of its own: a file may crash it.
 
-Messages: `accept` {file, name} is answered when both take the file, refused otherwise; `compare` {before, after, name, inputs:
-[[name, dtype, sizes ...]]} runs both files on the same made-up inputs, tried from small sizes to large ones, and is answered with
-the shapes of the outputs and their largest difference, or with why the first file could not be run; `run` {file, name, tensors},
-with an array for each input, is answered with those of the tensors that the main graph of the file computes.
+Messages, each with the path of a `library` of custom operators (native code as well) or None:
+`accept` {file, name} is answered when both take the file, refused otherwise.
+`compare` {before, after, name, inputs: [[name, dtype, sizes ...]], outputs: [[name, tensor of the first file]], untyped} runs both
+files on the same made-up inputs, tried from small sizes to large ones; answered with the shapes of the outputs and their largest
+difference, or with why the first file could not be run, and with the types of the tensors `untyped` of the second file.
+`run` {file, name, tensors}, with an array for each input, is answered with those of the tensors that the file's main graph computes.
 """
 
 from __future__ import annotations
@@ -40,43 +42,59 @@ def _accept(channel: Channel, event: dict[str, Any]) -> None:
         onnx.checker.check_model(event["file"])
     except Exception as error:
         channel.refuse(f"{event['name']} is no valid ONNX model: {_first(error, event['file'])}", _REMEDY)
+    if event["library"]:
+        try:
+            onnxruntime.SessionOptions().register_custom_ops_library(event["library"])
+        except Exception as error:
+            reason = f"{Path(event['library']).name} is no library of operators for ONNX Runtime: {_first(error, event['library'])}"
+            channel.refuse(reason, "Give --custom-ops the shared library that the operators' makers built.")
     try:
-        _session(event["file"])
+        _session(event["file"], library=event["library"])
     except Exception as error:
         channel.refuse(f"ONNX Runtime refuses {event['name']}: {_first(error, event['file'])}", _REMEDY)
     channel.send("accepted")
 
 
 def _compare(channel: Channel, event: dict[str, Any]) -> None:
-    before = _session(event["before"])
-    outputs = [output.name for output in before.get_outputs()]
+    outputs, tensors = zip(*event["outputs"], strict=True)
+    before = _session(event["before"], tensors, event["library"])
     why = ""
     for sizes in zip(*(shapes for _, _, *shapes in event["inputs"]), strict=True) if event["inputs"] else [()]:
         try:
             feeds = {name: _made_up(dtype, shape) for (name, dtype, *_), shape in zip(event["inputs"], sizes, strict=True)}
-            wanted = before.run(outputs, feeds)
+            wanted = before.run(tensors, feeds)
             break
         except Exception as error:
             why = _first(error)
     else:
-        channel.send("compared", ran=False, why=why)
+        channel.send("compared", ran=False, why=why, types=_types(event))
         return
     del before  # one set of weights at a time
     try:
-        found = _session(event["after"]).run(outputs, feeds)
+        types = _types(event)
+        found = _session(event["after"], library=event["library"]).run(outputs, feeds)
     except Exception as error:
         channel.refuse(f"{event['name']} no longer runs once it is tidied: {_first(error, event['after'])}", _REMEDY)
     channel.send(
         "compared",
         ran=True,
+        types=types,
         shapes={name: list(np.shape(array)) for name, array in zip(outputs, found, strict=True)},
         difference=max((_difference(*pair) for pair in zip(wanted, found, strict=True)), default=0.0),
     )
 
 
+def _types(event: dict[str, Any]) -> dict[str, str]:
+    """What ONNX Runtime infers where onnx can't: `tensor(float)` by tensor."""
+    if not event["untyped"]:
+        return {}
+    session = _session(event["after"], event["untyped"], event["library"])
+    return {output.name: output.type for output in session.get_outputs() if output.name in set(event["untyped"])}
+
+
 def _run(channel: Channel, event: dict[str, Any], feeds: dict[str, NDArray[Any]]) -> None:
     try:
-        session = _showing(event["file"], tuple(event["tensors"]))
+        session = _showing(event["file"], tuple(event["tensors"]), event["library"])
         names = [output.name for output in session.get_outputs() if output.name in set(event["tensors"])]
         found = session.run(names, feeds)
     except Exception as error:
@@ -85,12 +103,12 @@ def _run(channel: Channel, event: dict[str, Any], feeds: dict[str, NDArray[Any]]
 
 
 @lru_cache(maxsize=2)
-def _showing(file: str, tensors: tuple[str, ...]) -> onnxruntime.InferenceSession:
+def _showing(file: str, tensors: tuple[str, ...], library: str | None) -> onnxruntime.InferenceSession:
     """A session of the file that gives `tensors` too; two are kept, since outputs and layers are asked for in turn."""
-    return _session(file, tensors)
+    return _session(file, tensors, library)
 
 
-def _session(file: str, tensors: Collection[str] = ()) -> onnxruntime.InferenceSession:
+def _session(file: str, tensors: Collection[str] = (), library: str | None = None) -> onnxruntime.InferenceSession:
     """A session that computes the file as written, with those of the `tensors` as outputs that its main graph computes.
 
     ONNX Runtime refuses two nodes of one name; they get none for it.  Weights beside the file are mapped, not copied.
@@ -98,6 +116,8 @@ def _session(file: str, tensors: Collection[str] = ()) -> onnxruntime.InferenceS
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
+    if library:
+        options.register_custom_ops_library(library)
     options.add_session_config_entry("session.disable_prepacking", "1")
     proto = onnx.load(file, load_external_data=False)
     names = [node.name for node in proto.graph.node if node.name]
