@@ -41,6 +41,11 @@ class Channel:
         raise InputError(reason, remedy)
 
 
+def request(file: Path) -> dict[str, Any]:
+    kind = "safetensors" if file.suffix == ".safetensors" else "checkpoint"
+    return {"file": str(file), "name": file.name, "kind": kind, "parts": [str(file)], "trust": False, "factory": None}
+
+
 def network() -> Any:
     torch.manual_seed(0)
     return torch.nn.ModuleDict({"fc1": torch.nn.Linear(6, 8), "bn": torch.nn.BatchNorm1d(8)})
@@ -67,15 +72,30 @@ def prefixed(prefix: str) -> dict[str, Any]:
         {"model_state": prefixed("module.")},
         prefixed("_orig_mod.module."),
         {"state_dict": {**prefixed("network."), "loss.weight": torch.ones(3)}},
+        {"params": prefixed("module._orig_mod.model.")},
+        {"generator": prefixed("ema_model.module.")},
+        {key.replace("fc1.", "fc1._orig_mod."): tensor for key, tensor in STATE.items()},
         {"optimizer": {"state": {0: {"exp": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]}, "net": STATE},
         {key: tensor for key, tensor in STATE.items() if "num_batches" not in key},
     ],
-    ids=["plain", "nested", "deep", "parallel", "compiled", "harness", "beside the optimizer", "old"],
+    ids=[
+        "plain",
+        "nested",
+        "deep",
+        "parallel",
+        "compiled",
+        "harness",
+        "three deep",
+        "generator",
+        "part compiled",
+        "beside the optimizer",
+        "old",
+    ],
 )
 def test_weights_are_found_wherever_training_put_them(checkpoint: Any, tmp_path: Path, saved: Any) -> None:
     torch.save(saved, tmp_path / "net.pt")
     made = network()
-    read = checkpoint.read(Channel(), {"file": str(tmp_path / "net.pt"), "name": "net.pt"})
+    read = checkpoint.read(Channel(), request(tmp_path / "net.pt"))[0]
     assert list(checkpoint.filled(Channel(), "net.pt", made, read)) == []
     for key in ("fc1.weight", "bn.running_var"):
         torch.testing.assert_close(made.state_dict()[key], STATE[key])
@@ -88,6 +108,10 @@ def test_of_two_sets_of_weights_one_is_taken_and_told(checkpoint: Any) -> None:
         "The weights are those under 'model'; the file also holds 'ema', 'other'."
     ]
     torch.testing.assert_close(made.state_dict()["fc1.weight"], STATE["fc1.weight"])
+    saved = {"critic": {"fc1.weight": torch.ones(1)}, "generator": prefixed("module.")}
+    assert list(checkpoint.filled(Channel(), "net.pt", made, saved)) == [
+        "The weights are those under 'generator'; the file also holds 'critic'."
+    ]
 
 
 def test_half_precision_weights_are_taken_to_float32_and_told(checkpoint: Any) -> None:
@@ -99,7 +123,7 @@ def test_half_precision_weights_are_taken_to_float32_and_told(checkpoint: Any) -
 
 def test_safetensors_are_read_as_well(checkpoint: Any, tmp_path: Path) -> None:
     pytest.importorskip("safetensors.torch").save_file(STATE, tmp_path / "net.safetensors")
-    read = checkpoint.read(Channel(), {"file": str(tmp_path / "net.safetensors"), "name": "net.safetensors"})
+    read = checkpoint.read(Channel(), request(tmp_path / "net.safetensors"))[0]
     torch.testing.assert_close(read["fc1.weight"], STATE["fc1.weight"])
 
 
@@ -121,7 +145,7 @@ def test_no_form_of_pickle_runs(checkpoint: Any, tmp_path: Path, form: str) -> N
     else:
         torch.save({**STATE, "more": Touch(proof)}, file, _use_new_zipfile_serialization=form == "zip")
     with pytest.raises(InputError, match="nothing in it was run") as caught:
-        checkpoint.read(Channel(), {"file": str(file), "name": "bad.pt"})
+        checkpoint.read(Channel(), request(file))
     assert "system" in caught.value.reason
     assert not proof.exists()
 
@@ -137,16 +161,15 @@ def test_no_form_of_pickle_runs(checkpoint: Any, tmp_path: Path, form: str) -> N
         (lambda: {**STATE, "fc3.weight": torch.ones(2)}, "'fc3.weight' is not in the network"),
         (lambda: {key: value for key, value in STATE.items() if key != "fc1.bias"}, "'fc1.bias' is missing"),
         (lambda: {**STATE, "fc1.weight": torch.ones(8, 7)}, "'fc1.weight' is (8, 7) in the file and (8, 6) in the network"),
-        (lambda: prefixed("a.b."), "8 more"),
+        (lambda: prefixed("a.b.c.d."), "8 more"),
     ],
 )
 def test_a_checkpoint_that_can_not_be_used_is_refused_in_words(
     checkpoint: Any, tmp_path: Path, make: Callable[[], Any], words: str
 ) -> None:
     torch.save(make(), tmp_path / "net.pt")
-    file = {"file": str(tmp_path / "net.pt"), "name": "net.pt"}
     with pytest.raises(InputError) as caught:
-        list(checkpoint.filled(Channel(), "net.pt", network(), checkpoint.read(Channel(), file)))
+        list(checkpoint.filled(Channel(), "net.pt", network(), checkpoint.read(Channel(), request(tmp_path / "net.pt"))[0]))
     assert words in caught.value.reason
     assert caught.value.remedy
 
@@ -161,7 +184,7 @@ def test_a_file_that_is_no_whole_checkpoint_is_refused(checkpoint: Any, tmp_path
     else:
         file.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2]}.get(kind, np.random.default_rng(1).bytes(3000)))
     with pytest.raises(InputError) as caught:
-        checkpoint.read(Channel(), {"file": str(file), "name": file.name})
+        checkpoint.read(Channel(), request(file))
     assert file.name in caught.value.reason
     assert str(tmp_path) not in caught.value.reason
     assert "optimize_checkpoint" not in sys.modules

@@ -1,10 +1,10 @@
-"""Turns a PyTorch checkpoint and the user's factory into an ONNX file, in a process of its own that finds none of our packages.
+"""Turns a network of PyTorch's into an ONNX file, in a process of its own that finds none of our packages.
 
-The request: `file`, `name`, `factory`, `factory_args`, `folder` (the user's), `shapes` {input: [smallest, usual, largest]},
-`exporter` ("dynamo" or "legacy"), `out`.  The answers: `model` {modules, outputs, versions, notes}, then `exported` {notes}, then
-`probe` {words, zeros} with the inputs and outputs of the network itself, at each size tried and where all numbers are 0.  The checkpoint
-is read before any code of the user's runs, and only by torch's `weights_only` loader, which builds tensors and plain containers
-and calls nothing.
+The request: `file`, `name`, `kind` and `parts` (see `_torch_file`), `trust`, `factory`, `factory_args`, `folder` (the user's), `shapes`
+{input: [smallest, usual, largest]}, `exporter` ("dynamo" or "legacy"), `out`.  The answers: `model` {modules, outputs, versions, notes,
+trusted, code_ran}, then `exported` {opset, notes} or `unexportable` {said}, then `probe` {words, zeros} with the inputs and outputs of
+the network itself, at each size tried and where all numbers are 0.  It works with torch 1.13 and Python 3.8, without ONNX for the older
+exporter.
 """
 
 from __future__ import annotations
@@ -12,97 +12,64 @@ from __future__ import annotations
 import platform
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import onnx
-import optimize_checkpoint  # these two lie beside this file; optimizer/child.py made them importable
-import optimize_inputs
+import optimize_network
 import torch
-from torch import nn
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
-from torch.utils import _pytree
 
 if TYPE_CHECKING:
     from optimizer.child import Channel
 
 OPSETS = {"dynamo": 20, "legacy": 17}
 INLINE = 1 << 30
-FACTORY = "Pass --factory file.py:function (or module:function); the function returns the network, without weights or with."
 DECIDED = "Choose with torch.where, which computes both ways, and leave checks out of forward."
 
 
 def main(channel: Channel) -> None:
     request = channel.receive().event
-    checkpoint = optimize_checkpoint.read(channel, request)
-    if request["factory"] is None:
-        channel.refuse(f"{request['name']} holds weights, and no network to put them into.", FACTORY)
-    channel.see(Path(request["folder"]))
-    network = made(channel, request["factory"], request["factory_args"])
-    notes = [*optimize_checkpoint.filled(channel, request["name"], network, checkpoint), *optimize_checkpoint.in_float32(network)]
+    opened = optimize_network.opened(channel, request)
     with channel.theirs("The network", "Correct its forward, then build again."), torch.no_grad():
-        inputs = optimize_inputs.Inputs(channel, network, request["shapes"])
-        usual = inputs.example({})
-        outputs = network(**usual)
-    modules = {path: f"{type(module).__module__}.{type(module).__qualname__}" for path, module in network.named_modules()}
+        outputs = opened.inputs.run(**opened.inputs.example({}))
     channel.send(
         "model",
-        modules=modules,
-        outputs=output_names(outputs),
-        notes=[*notes, *inputs.notes],
-        versions={"torch": torch.__version__, "onnx": onnx.__version__, "python": platform.python_version()},
+        modules=opened.modules,
+        outputs=optimize_network.output_names(outputs),
+        notes=[*opened.notes, *opened.inputs.notes],
+        versions={"torch": torch.__version__, "python": platform.python_version(), **opened.versions},
+        trusted=opened.trusted,
+        code_ran=opened.code_ran,
     )
-    export(channel, network, inputs, request)
+    export(channel, opened, request)
     with torch.no_grad():
-        for words, feeds in inputs.probes(channel, network):
-            probe(channel, network, words, feeds)
-        if (zeros := inputs.zeros(network)) is not None:
-            probe(channel, network, "all-zero inputs", zeros, zeros=True)
+        for words, feeds in opened.inputs.probes(channel):
+            probe(channel, opened, words, feeds)
+        if (zeros := opened.inputs.zeros()) is not None:
+            probe(channel, opened, "all-zero inputs", zeros, zeros=True)
 
 
-def probe(channel: Channel, network: nn.Module, words: str, feeds: Mapping[str, torch.Tensor], zeros: bool = False) -> None:
+def probe(channel: Channel, opened: optimize_network.Opened, words: str, feeds: Mapping[str, torch.Tensor], zeros: bool = False) -> None:
     """Send what the network answers to `feeds`."""
-    tensors = [leaf for leaf in _pytree.tree_leaves(network(**feeds)) if isinstance(leaf, torch.Tensor)]
     arrays = {f"in.{name}": tensor.numpy() for name, tensor in feeds.items()}
-    channel.send("probe", {**arrays, **{f"out.{n}": tensor.numpy() for n, tensor in enumerate(tensors)}}, words=words, zeros=zeros)
+    outputs = optimize_network.tensors_of(opened.inputs.run(**feeds))
+    channel.send("probe", {**arrays, **{f"out.{n}": tensor.numpy() for n, tensor in enumerate(outputs)}}, words=words, zeros=zeros)
 
 
-def made(channel: Channel, reference: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """The network that the user's factory returns, in evaluation mode, on the CPU."""
-    function = channel.function(reference, "factory")
-    what = f"The factory {reference}"
-    with channel.theirs(what, "Correct the factory or its --factory-arg, then build again."):
-        network = function(**arguments)
-    if not isinstance(network, nn.Module):
-        channel.refuse(f"{what} returned {type(network).__name__}, not a torch.nn.Module.", "Let it return the network.")
-    return network.cpu().eval().requires_grad_(False)
-
-
-def output_names(outputs: Any) -> list[str]:
-    """Keys where forward returns a mapping, else `output`, or `output_0`, `output_1` ..."""
-    if isinstance(outputs, Mapping) and all(isinstance(value, torch.Tensor) for value in outputs.values()):
-        return [str(key) for key in outputs]
-    count = sum(isinstance(leaf, torch.Tensor) for leaf in _pytree.tree_leaves(outputs))
-    return ["output"] if count == 1 else [f"output_{number}" for number in range(count)]
-
-
-def export(channel: Channel, network: nn.Module, inputs: optimize_inputs.Inputs, request: Mapping[str, Any]) -> None:
-    """Write the ONNX file; check that it has the opset that was asked for, which an exporter may ignore in silence."""
-    free = {name: {axis: f"{name}_{axis}" for axis in axes} for name, axes in inputs.free.items() if axes}
+def export(channel: Channel, opened: optimize_network.Opened, request: Mapping[str, Any]) -> None:
+    """Write the ONNX file."""
+    exporter = request["exporter"]
     try:
         with warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter("always", torch.jit.TracerWarning)
-            opset = {"dynamo": dynamo, "legacy": legacy}[request["exporter"]](network, inputs.traced(), free, request["out"])
+            {"dynamo": dynamo, "legacy": legacy}[exporter](opened, request["out"])
     except Exception as error:
         cause = root(error)
-        if isinstance(cause, GuardOnDataDependentSymNode):
+        if type(cause).__name__ == "GuardOnDataDependentSymNode":
             channel.refuse(f"What forward decides by the numbers in a tensor{channel.place(cause)} can't be told in a graph.", DECIDED)
         channel.send("unexportable", said=f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}")
         channel.hang_up()
-    wanted = OPSETS[request["exporter"]]
-    if opset != wanted:
-        channel.refuse(f"The exporter wrote opset {opset} where {wanted} was asked for.", "Use another release of torch.")
-    channel.send("exported", notes=list(dict.fromkeys(decided(channel, heard))))
+    channel.send("exported", opset=OPSETS[exporter], notes=list(dict.fromkeys(decided(channel, heard))))
 
 
 def root(error: BaseException) -> BaseException:
@@ -116,37 +83,56 @@ def decided(channel: Channel, heard: Iterable[warnings.WarningMessage]) -> Itera
     """What the user's own lines took from the example's numbers or sizes while it was traced, and the graph now holds for good."""
     for warning in heard:
         place = Path(warning.filename)
-        theirs = any(place.is_relative_to(folder) for folder in channel.folders)
+        theirs = any(folder in place.parents for folder in channel.folders)
         if theirs and issubclass(warning.category, torch.jit.TracerWarning):
             yield f"What {place.name}, line {warning.lineno}, decides by a tensor, the graph holds decided, as for made-up inputs."
 
 
-def dynamo(network: nn.Module, feeds: dict[str, torch.Tensor], free: Mapping[str, dict[int, str]], out: str) -> int | None:
-    """torch.export's graph; free dimensions by name. Returns the opset it was written in.
+def dynamo(opened: optimize_network.Opened, out: str) -> None:
+    """torch.export's graph; free dimensions by name.
 
     Not optimized by the exporter: its rules take any number within 1e-8 of 0 for 0 and drop the guard in log(x + 1e-10), without
     a word.  Our own fusion folds exactly, and tells.
     """
-    shapes = {name: free.get(name) for name in feeds} if free else None
-    program = torch.onnx.export(
-        network, (), kwargs=feeds, dynamo=True, opset_version=OPSETS["dynamo"], dynamic_shapes=shapes, verbose=False, optimize=False
-    )
-    program.save(out, external_data=sum(tensor.nbytes for tensor in network.state_dict().values()) > INLINE)
-    return program.model.opset_imports.get("")
+    if not optimize_network.takes(torch.onnx.export, "optimize"):
+        raise RuntimeError(f"torch {torch.__version__} does not have it")
+    how = {"dynamo": True, "opset_version": OPSETS["dynamo"], "verbose": False, "optimize": False}
+    if opened.program is not None:
+        written = torch.onnx.export(opened.program, **how)
+    else:
+        feeds, free = opened.inputs.traced(), opened.inputs.named()
+        shapes = {name: free.get(name) for name in feeds} if free else None
+        written = torch.onnx.export(opened.network, (), kwargs=feeds, dynamic_shapes=shapes, **how)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in opened.network.state_dict().values())
+    written.save(out, external_data=size > INLINE)
 
 
-def legacy(network: nn.Module, feeds: dict[str, torch.Tensor], free: Mapping[str, dict[int, str]], out: str) -> int | None:
+def legacy(opened: optimize_network.Opened, out: str) -> None:
     """The traced graph of torch's older exporter. PRESERVE keeps it from folding BatchNorms, of which it would leave no trace."""
-    torch.onnx.export(
-        network,
-        (),
-        out,
-        kwargs=feeds,
-        dynamo=False,
-        opset_version=OPSETS["legacy"],
-        input_names=list(feeds),
-        dynamic_axes=dict(free),
-        training=torch.onnx.TrainingMode.PRESERVE,
-    )
-    opsets = onnx.load(out, load_external_data=False).opset_import
-    return next((entry.version for entry in opsets if entry.domain == ""), None)
+    feeds = opened.inputs.traced()
+    with positional(opened, list(feeds)):
+        torch.onnx.export(
+            opened.network,
+            tuple(feeds.values()),
+            out,
+            **({"dynamo": False} if optimize_network.takes(torch.onnx.export, "dynamo") else {}),
+            opset_version=OPSETS["legacy"],
+            input_names=list(feeds),
+            dynamic_axes=opened.inputs.named(),
+            training=torch.onnx.TrainingMode.PRESERVE,
+        )
+
+
+@contextmanager
+def positional(opened: optimize_network.Opened, names: list[str]) -> Iterator[None]:
+    """Let forward take its inputs in order and give its tensors flat: releases differ in what else that exporter takes."""
+    network = opened.network
+    if isinstance(network, torch.jit.ScriptModule):
+        yield  # its schema has them in order
+        return
+    forward = network.forward
+    network.forward = lambda *given: tuple(optimize_network.tensors_of(forward(**dict(zip(names, given)))))
+    try:
+        yield
+    finally:
+        del network.forward
