@@ -141,7 +141,7 @@ def read(case: Path, given: Path, name: str) -> Outcome:
         FORMATS[name].read(case, given, FORMATS[name].options)
         kind, said = "accepted", ""
     except OptimizeError as error:
-        plain = all(words and words.isprintable() and len(words) < 2_000 for words in (error.reason, error.remedy))
+        plain = all(0 < len(words) < 2_000 and "Traceback" not in words for words in (error.reason, error.remedy))
         kind, said = "refused" if plain else "violation", f"{error.reason} {error.remedy}"
     except BaseException:
         kind, said = "violation", "\n".join(traceback.format_exc().splitlines()[-12:])

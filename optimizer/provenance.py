@@ -30,7 +30,7 @@ def from_json(data: bytes, kind: type[T], what: str) -> T:
     """
     try:
         return msgspec.json.decode(data, type=kind)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{what} can't be read: {error}.", "Take the file as this version of optimize wrote it.") from None
 
 

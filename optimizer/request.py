@@ -234,7 +234,7 @@ def _toml(path: Path) -> tuple[dict[str, Any], Preprocessing]:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"There is no file {path.name}.", "Give --config the path of an optimize.toml.") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise InputError(f"{path.name} can't be read: {error}.", "See https://toml.io for the form.") from None
     inputs = content.pop("inputs", {})
     words = {}

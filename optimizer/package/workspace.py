@@ -163,7 +163,7 @@ def is_ours(file: Path) -> bool:
     """Whether a JSON file says of itself that a build of ours wrote it."""
     try:
         return msgspec.json.decode(file.read_bytes(), type=_Signed).schema.startswith("optimize.")
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return False
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import accumulate
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from optimizer.errors import InputError
 from optimizer.provenance import sha256_of_file
-from optimizer.readers.rows import LABELS, MANY_BYTES, Asked, Row, joined_labels, sha256_of_files
+from optimizer.readers.rows import LABELS, MANY_BYTES, Asked, Row, at, joined_labels, sha256_of_files
 
 _DAMAGED = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, MemoryError, RuntimeError)
 """What an archive that is not whole, not of numpy's or encrypted makes zipfile and numpy raise."""
@@ -36,7 +37,10 @@ class NpzReader:
     notes: tuple[str, ...] = ()
     starts: tuple[int, ...] = (0,)
 
-    def __iter__(self) -> Iterator[Row]:
+    def rows(self, chosen: Sequence[int] | None = None) -> Iterator[Row]:
+        return at(chosen, self._every())
+
+    def _every(self) -> Iterator[Row]:
         with ExitStack() as stack:
             try:
                 archive = stack.enter_context(zipfile.ZipFile(self.path))
@@ -57,7 +61,7 @@ class NpyReader:
     length: int
     whole: bool
 
-    def __iter__(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[Row]:
         try:
             with self.path.open("rb") as file:
                 for row in _column(file, self.path.name, self.whole):
@@ -78,9 +82,8 @@ class FilesReader:
     starts: tuple[int, ...]
     notes: tuple[str, ...] = ()
 
-    def __iter__(self) -> Iterator[Row]:
-        for file in self.files:
-            yield from file
+    def rows(self, chosen: Sequence[int] | None = None) -> Iterator[Row]:
+        return at(chosen, (row for file in self.files for row in file.rows()))
 
 
 def npz(path: Path) -> NpzReader:
@@ -183,9 +186,14 @@ def _members(archive: zipfile.ZipFile) -> list[str]:
 def _header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Shape and type of an .npy stream whose numbers follow; Python objects and column order are refused."""
     version = npy.read_magic(file)
-    shape, fortran, dtype = npy.read_array_header_1_0(file) if version == (1, 0) else npy.read_array_header_2_0(file)
+    try:
+        shape, fortran, dtype = npy.read_array_header_1_0(file) if version == (1, 0) else npy.read_array_header_2_0(file)
+    except tokenize.TokenError as error:
+        raise ValueError(f"{name} has a header that is not whole: {error}") from None
     if any(size < 0 for size in shape):
         raise ValueError(f"{name} has a negative size")
+    if 0 in shape[1:]:  # no byte would be missed, however many of them are declared
+        raise ValueError(f"{name} holds samples without a number in them")
     if dtype.hasobject:
         raise InputError(f"{name} holds Python objects.", "Save plain arrays: objects are pickles, and none is ever read.")
     if fortran and len(shape) > 1:

@@ -34,7 +34,7 @@ def judged_before(output: Path, model: str, evaluation: str) -> int:
 def _judged(file: Path, model: str, evaluation: str) -> int:
     try:
         origin = msgspec.json.decode(file.read_bytes(), type=_Judged).provenance
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return 0
     same = origin.evaluation is not None and (origin.source.sha256, origin.evaluation.sha256) == (model, evaluation)
     return origin.evaluation.judged if same and origin.evaluation is not None else 0
