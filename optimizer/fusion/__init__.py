@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from optimizer.errors import InputError, OptimizeError
 from optimizer.fusion import activation, convolution, identity, normalization, padding, pooling, reshaping, transposition
+from optimizer.fusion.branches import take_known_branches
 from optimizer.fusion.duplicates import merge_initializers, merge_nodes
 from optimizer.fusion.folding import constants_right, fold_constants, lift_constants
 from optimizer.fusion.removal import remove_unused
@@ -44,6 +45,7 @@ def step(name: str, why: str, rules: Iterable[Rule]) -> Step:
 ORDER: tuple[Step, ...] = (
     Step("constants", "first, since most conditions ask for a constant", fold_constants),
     Step("shapes", "turns computed targets of Reshape into constants, which the reshapes below need", fold_shapes),
+    Step("branches", "after the arithmetic on sizes, which most conditions are made of", take_known_branches),
     Step("constants on the right", "before the patterns, which look for them there", constants_right),
     step("no effect", "before the patterns, which an Identity or Dropout in the middle would hide", identity.RULES),
     Step("duplicates", "before the patterns: an exporter that writes x - mean twice hides a normalization", merge_nodes),
@@ -59,7 +61,7 @@ ORDER: tuple[Step, ...] = (
 )
 
 SCAFFOLDING: tuple[Step, ...] = (
-    *(each for each in ORDER if each.name in {"constants", "shapes", "unused"}),
+    *(each for each in ORDER if each.name in {"constants", "shapes", "branches", "unused"}),
     step("types", "an exporter casts constants to the type of what they meet", identity.TYPES),
 )
 """What takes away the arithmetic on sizes and constants that an exporter writes around the operators that the user called."""

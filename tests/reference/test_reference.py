@@ -173,3 +173,17 @@ def test_sensitivity_leaves_an_index_in_a_float_input_on_its_row():
     g (float[1] x) => (float[1] y) <float[4] table = {1, 10, 100, 1000}> { i = Cast<to = 7>(x)  y = Gather(table, i) }"""
     engine = Reference(ir.from_onnx_text(text))
     assert sensitivity(engine.run, {"x": np.array([3.0], np.float32)}) == 0
+
+
+def test_an_output_that_nobody_named_is_no_tensor_to_round():
+    text = """<ir_version: 10, opset_import: ["": 22]>
+    net (float16[1, 1, 2] x, float16[1, 8, 2] w, float16[1, 8, 2] r) => (float16[1, 1, 2] last) {
+        every, last = LSTM <hidden_size = 2> (x, w, r)
+    }"""
+    typed = ir.from_onnx_text(text)
+    typed.graph[0].outputs[0].name = ""
+    exact = 1 / (1 + np.exp(-1.0))
+    wanted = exact * np.tanh(exact * np.tanh(1.0))
+    halves = np.full((1, 8, 2), 0.5, np.float16)
+    found = Reference(simulated(typed)).run({"x": np.ones((1, 1, 2), np.float16), "w": halves, "r": halves})["last"]
+    np.testing.assert_allclose(found.astype(np.float64), np.full((1, 1, 2), wanted), rtol=2e-3)
