@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +62,12 @@ class Samples:
 
     def _chosen(self) -> Iterator[list[Row]]:
         """The chosen feeds as the data set holds them: the rows of each by input name, with a batch axis first."""
-        wanted = None if self.chosen is None else set(self.chosen)
-        last = None if wanted is None else max(wanted, default=-1)
-        for index, rows in enumerate(_feeds(self.reader, self.inputs, self.preprocessing.wanted(self.inputs))):
-            if last is not None and index > last:
-                return
-            if wanted is None or index in wanted:
-                yield rows
+        wanted = self.preprocessing.wanted(self.inputs)
+        batch = _batch(wanted)
+        places = None if self.chosen is None else [index * batch + place for index in self.chosen for place in range(batch)]
+        rows = (_named(row, self.inputs, wanted, self.source) for row in self.reader.rows(places))
+        while len(feed := list(islice(rows, batch))) == batch:
+            yield feed
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -145,17 +145,6 @@ def _batch(inputs: tuple[TensorSpec, ...]) -> int:
     sizes = {spec.shape[0] if spec.shape else 1 for spec in inputs}
     only = sizes.pop() if len(sizes) == 1 else 1
     return only if isinstance(only, int) and only > 0 else 1
-
-
-def _feeds(source: Reader, inputs: tuple[TensorSpec, ...], wanted: tuple[TensorSpec, ...]) -> Iterator[list[Row]]:
-    """The rows of each feed under the model's names: as many as the batch of the inputs that are `wanted` of the data."""
-    batch = _batch(wanted)
-    rows: list[Row] = []
-    for row in source:
-        rows.append(_named(row, inputs, wanted, source.name))
-        if len(rows) == batch:
-            yield rows
-            rows = []
 
 
 def _gathered(rows: list[Row]) -> Row:

@@ -61,7 +61,8 @@ def image_head(path: Path) -> ImageHead:
     """
 
     def read(image: Image) -> ImageHead:
-        return ImageHead(image.mode, image.getexif().get(_ORIENTATION) not in _UPRIGHT)
+        exif = _pillow().Image.getexif(image)  # of the base class: a PNG's own decodes all pixels to look for one behind them
+        return ImageHead(image.mode, exif.get(_ORIENTATION) not in _UPRIGHT)
 
     head = _opened(path, read)
     if head.mode in _DEEP:

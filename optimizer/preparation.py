@@ -33,6 +33,7 @@ from optimizer.report.history import judged_before
 from optimizer.report.report import portable
 from optimizer.request import Request
 from optimizer.sequence import Recorded, refuse_wrong_states, states_of
+from optimizer.suspicion import suspected
 
 SCREENING = 32
 """Calibration samples that candidates are screened on, spread evenly over the data."""
@@ -88,7 +89,9 @@ def prepare(request: Request, scratch: Path, track: Track) -> Prepared:
     refuse_wrong_states(request.preprocessing, imported)
     notes.extend(_told_of_states(request))
     calibration, evaluation, left_out = _data(request, imported)
-    notes.extend(note for samples in (calibration, evaluation) if samples is not None for note in samples.notes)
+    given = [samples for samples in (calibration, evaluation) if samples is not None]
+    notes.extend(note for samples in given for note in samples.notes)
+    notes.extend(suspected(imported, given))
     if left_out:
         notes.append(f"{left_out} evaluation samples are also calibration samples: they were left out of the gate.")
     table, screening = _calibrated(request, imported, fused, calibration, notes, track)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from optimizer.errors import InputError
 from optimizer.process import user_arrays
 from optimizer.provenance import told
-from optimizer.readers.rows import LABELS, Row, joined_labels
+from optimizer.readers.rows import LABELS, Row, at, joined_labels
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,10 @@ class FunctionReader:
     notes: tuple[str, ...] = ()
     starts: tuple[int, ...] = (0,)
 
-    def __iter__(self) -> Iterator[Row]:
+    def rows(self, chosen: Sequence[int] | None = None) -> Iterator[Row]:
+        return at(chosen, self._every())
+
+    def _every(self) -> Iterator[Row]:
         digest = hashlib.sha256()
         for row in _rows(self.reference, self.folder):
             _feed(digest, row)

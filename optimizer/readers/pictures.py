@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from optimizer.images import MODES, image_from_file, image_head
 from optimizer.model import TensorSpec
-from optimizer.readers.rows import Asked, Row, files_in_classes, sha256_of_files
+from optimizer.readers.rows import Asked, Row, at, files_in_classes, sha256_of_files
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
@@ -32,8 +32,8 @@ class ImagesReader:
     notes: tuple[str, ...]
     starts: tuple[int, ...] = (0,)
 
-    def __iter__(self) -> Iterator[Row]:
-        for path in self.files:
+    def rows(self, chosen: Sequence[int] | None = None) -> Iterator[Row]:
+        for path in at(chosen, self.files):
             pixels = image_from_file(path, self.mode)
             yield {"x": pixels[np.newaxis, ..., 0] if self.flat else pixels[np.newaxis]}
 

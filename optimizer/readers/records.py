@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from math import isinf
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +69,10 @@ class Records:
         """
         found = record.get(column)
         if found is None or (isinstance(found, str) and not found.strip() and column != "text"):
-            raise InputError(f"Row {row:,} of {self.path.name} has no {column!r}.", "Fill it in, or leave the row out.")
+            raise InputError(
+                f"Row {row:,} of {self.path.name} has no {column!r}.",
+                "Fill it in (nan, if the model takes missing numbers), or leave the row out.",
+            )
         return found
 
 
@@ -89,11 +94,15 @@ def numbers(values: Any, where: str) -> NDArray[Any]:
 
 
 def _number(value: Any) -> Any:
+    """Text as the number it is; ValueError for another, OverflowError for one beyond float64."""
     if isinstance(value, str):
-        try:
-            return int(value)
-        except ValueError:
-            return float(value)
+        with suppress(ValueError):
+            if abs(whole := int(value)) < 1 << 63:
+                return whole
+        number = float(value)
+        if isinf(number) and "inf" not in value.lower():
+            raise OverflowError(value)
+        return number
     return [_number(one) for one in value] if isinstance(value, Sequence) else value
 
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ from optimizer.model import TensorSpec
 from optimizer.plan import Shape
 from optimizer.preprocessing import Preprocessing
 from optimizer.provenance import sha256_of_file
+
+T = TypeVar("T")
 
 Row = dict[str, NDArray[Any]]
 """Arrays of one sample by name, each with a sample axis of 1 first; `x` is the one input that needs data."""
@@ -51,7 +53,19 @@ class Reader(Protocol):
     @property
     def starts(self) -> tuple[int, ...]: ...
 
-    def __iter__(self) -> Iterator[Row]: ...
+    def rows(self, chosen: Sequence[int] | None = None) -> Iterator[Row]:
+        """The rows at the places `chosen`, which rise; all where it is None."""
+        ...
+
+
+def at(places: Sequence[int] | None, items: Iterable[T]) -> Iterator[T]:
+    """The items at `places`, which rise; all where it is None. What lies behind the last is not gone through."""
+    wanted = None if places is None else set(places)
+    for index, item in enumerate(items):
+        if places is not None and (not places or index > places[-1]):
+            return
+        if wanted is None or index in wanted:
+            yield item
 
 
 @dataclass(frozen=True)

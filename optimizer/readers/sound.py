@@ -8,7 +8,7 @@ lie beside it as an .npy of the same name.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from optimizer.errors import InputError
 from optimizer.model import TensorSpec
 from optimizer.preprocessing import InputPreprocessing
-from optimizer.readers.rows import MANY_BYTES, Asked, Row, files_in_classes, joined_labels, sha256_of_files
+from optimizer.readers.rows import MANY_BYTES, Asked, Row, at, files_in_classes, joined_labels, sha256_of_files
 
 ENDINGS = (".wav",)
 
@@ -41,18 +41,20 @@ class Wav:
     rate: int
     length: int
 
-    def read(self, file: IO[bytes], first: int, count: int) -> NDArray[np.float32]:
+    def read(self, first: int, count: int) -> NDArray[np.float32]:
         """Samples `first` to `first + count` of each channel, float32 (channels, count); zeros where that is before the file.
 
         Raises:
-            InputError: the file holds fewer.
+            InputError: the file is gone, or holds fewer than it did.
         """
         skipped = min(max(-first, 0), count)
         width = self.bits // 8 * self.channels
-        file.seek(self.start + max(first, 0) * width)
-        data = file.read((count - skipped) * width)
-        if len(data) != (count - skipped) * width:
-            raise InputError(f"{self.path.name} ends early.", "Write it again.")
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.start + max(first, 0) * width)
+                data = _exactly(file, (count - skipped) * width)
+        except (OSError, EOFError) as error:
+            raise InputError(f"{self.path.name} can't be read: {error}.", "Leave it as it is while it is in use.") from None
         sound = _numbers(data, self.kind, self.bits).reshape(-1, self.channels).T
         return np.pad(sound, ((0, 0), (skipped, 0)))
 
@@ -71,14 +73,10 @@ class SoundReader:
     notes: tuple[str, ...]
     starts: tuple[int, ...]
 
-    def __iter__(self) -> Iterator[Row]:
-        for wav in self.files:
-            try:
-                with wav.path.open("rb") as file:
-                    for first in _windows(wav, self.cut):
-                        yield {"x": _arranged(wav.read(file, first, self.cut.window or wav.length), self.spec)}
-            except OSError as error:
-                raise InputError(f"{wav.path.name} can't be read: {error.strerror}.", "Look at the file.") from None
+    def rows(self, chosen: Sequence[int] | None = None) -> Iterator[Row]:
+        windows = ((file, first) for file in self.files for first in _windows(file, self.cut))
+        for wav, first in at(chosen, windows):
+            yield {"x": _arranged(wav.read(first, self.cut.window or wav.length), self.spec)}
 
 
 def sound_file(path: Path, asked: Asked) -> SoundReader:

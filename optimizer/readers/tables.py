@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from optimizer.errors import InputError
 from optimizer.model import TensorSpec
 from optimizer.provenance import sha256_of_file
 from optimizer.readers.records import Records, numbered, numbers
-from optimizer.readers.rows import LABELS, Asked, Row
+from optimizer.readers.rows import LABELS, Asked, Row, at
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class TableReader:
     notes: tuple[str, ...]
     starts: tuple[int, ...] = (0,)
 
-    def __iter__(self) -> Iterator[Row]:
-        for number, record in enumerate(self.records, 1):
+    def rows(self, chosen: Sequence[int] | None = None) -> Iterator[Row]:
+        for number, record in at(chosen, enumerate(self.records, 1)):
             yield {spec.name: self._array(spec, record, number) for spec in self.inputs}
 
     def _array(self, spec: TensorSpec, record: Mapping[str, Any], number: int) -> NDArray[Any]:

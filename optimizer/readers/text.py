@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from optimizer.process import user_tokens
 from optimizer.provenance import sha256_of_file
 from optimizer.readers.huggingface import FolderTokenizer, folder_tokenizer, label_names
 from optimizer.readers.records import Records, numbered
-from optimizer.readers.rows import Asked, Row
+from optimizer.readers.rows import Asked, Row, at
 
 TEXT = "text"
 _PAIR = "text_pair"
@@ -39,9 +39,9 @@ class TextReader:
     notes: tuple[str, ...]
     starts: tuple[int, ...] = (0,)
 
-    def __iter__(self) -> Iterator[Row]:
+    def rows(self, chosen: Sequence[int] | None = None) -> Iterator[Row]:
         with self._opened() as tokenize:
-            for number, record in enumerate(self.records, 1):
+            for number, record in at(chosen, enumerate(self.records, 1)):
                 text, pair = self.records.value(record, TEXT, number), record.get(_PAIR)
                 if not isinstance(text, str) or not isinstance(pair, str | None):
                     raise InputError(f"Row {number:,} of {self.name} holds something that is no text.", "Put texts in quotes.")
