@@ -20,7 +20,7 @@ _WORKERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", 
 _CARRIERS = frozenset({"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Cast", "Identity", "Slice", "Expand", "Concat", "Gather"})
 """Operators that a converter puts around the one that a layer is about."""
 
-_CALL = re.compile(r"(Stateful|Stateless)?PartitionedCall(_\d+)?|Func|jit_.*")
+_CALL = re.compile(r"(Stateful|Stateless)?PartitionedCall(_\d+)?|Func|jit_.*|\w*while_(cond|body)_\w*")
 _CONVERTERS = re.compile(r"[A-Za-z0-9]+__\d+")
 """A name that the converter made up."""
 
@@ -28,8 +28,8 @@ _INSIDE = frozenset({"batchnorm", "Gelu", "Tensordot", "moments", "dropout", "ze
 """Scopes that TensorFlow's own functions open."""
 
 
-def name_layers(model: ir.Model, layers: Collection[str]) -> None:
-    """Name the nodes of the main graph, in place; `layers` are paths that are known to be layers.
+def name_layers(model: ir.Model, layers: Collection[str]) -> dict[str, str]:
+    """Name the nodes of the main graph, in place; tells what they were called before. `layers` are paths known to be layers.
 
     The node that does a layer's work, else the one that gives its result, has the layer's name; the others add their operator.
     """
@@ -44,22 +44,26 @@ def name_layers(model: ir.Model, layers: Collection[str]) -> None:
     for node in model.graph:
         if node not in named:
             named[node] = _beside(node, named) or node.op_type
-    _write(model, named)
+    return _write(model, named)
 
 
-def _write(model: ir.Model, named: dict[ir.Node, str]) -> None:
+def _write(model: ir.Model, named: dict[ir.Node, str]) -> dict[str, str]:
     workers = {named[node] for node in model.graph if node.op_type in _WORKERS}
     last = {named[node]: node for node in model.graph} | {named[node]: node for node in model.graph if node.op_type not in _CARRIERS}
     taken: set[str] = set()
+    before: dict[str, str] = {}
     for node in model.graph:
         base = named[node]
         plain = node.op_type in _WORKERS or (base not in workers and last[base] is node)
-        node.name = unique(base if plain else f"{base}/{node.op_type}", taken)
+        name = unique(base if plain else f"{base}/{node.op_type}", taken)
+        before[node.name or ""] = name
+        node.name = name
+    return before
 
 
 def _path(node: ir.Node) -> list[str]:
     """The scopes of a node and the name of its operator; empty where the converter made the name up."""
-    for name in (node.name or "", *(value.name or "" for value in node.outputs)):
+    for name in filter(None, (node.name, *(value.name for value in node.outputs))):  # a node that took in a bias goes by the tensor
         plain = re.sub(r"__\d+$", "", name.split(":")[0]) if "/" in name else name.split(":")[0]
         parts = [part for part in plain.split("/") if not _CALL.fullmatch(part)]
         if parts and not _CONVERTERS.fullmatch(plain):

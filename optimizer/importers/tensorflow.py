@@ -6,6 +6,7 @@ the ladder asks it for layers.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -115,20 +116,21 @@ def load(how: ImportRequest, track: Track = silent) -> Model:
     """
     _check_asked(how)
     track("import", 0, 3)
-    with closing(_Parent(how)) as parent:
+    with _converter(how) as converter, closing(_Parent(how)) as parent:  # which load their TensorFlow at the same time
         track("import", 1, 3)
         described = parent.described
-        converted = _converted(how, described, parent.frozen)
+        converted = _converted(how, described, parent.frozen, converter)
         track("import", 2, 3)
         graph, _ = load_graph(converted, how.shapes, how.scratch)  # its notes are about the converter's file
-        loops = recurrent(graph)
-        source = _source(how, described, loops)
+        source = _source(how, described)
         graph = fuse(Model(graph, source), SCAFFOLDING).graph  # before names are given, since no line of the user's stands for it
+        loops = recurrent(graph)
         difference = _held(how, graph, parent)
-    name_layers(graph, described.layers)
-    track("import", 3, 3)
+    renamed = name_layers(graph, described.layers)
+    loops = [re.sub(r"'([^']*)'", lambda name: repr(renamed.get(name[1], name[1])), note) for note in loops]
     same = f"The graph's answers differ from TensorFlow's by at most {difference:.1e} of the largest."
-    return Model(graph, replace(source, notes=(*source.notes, same)))
+    track("import", 3, 3)
+    return Model(graph, replace(source, notes=(*source.notes, *loops, same)))
 
 
 def running(how: ImportRequest, model: Model) -> SourceRun:
@@ -147,23 +149,26 @@ def _check_asked(how: ImportRequest) -> None:
         raise InputError(f"{how.file.name} is no SavedModel: it has neither signatures nor tags.", "Leave --signature and --tag away.")
 
 
-def _converted(how: ImportRequest, described: _Described, frozen: Path) -> Path:
+def _converter(how: ImportRequest) -> Child:
+    return Child(isolated(_WORKERS / "tf_convert.py"), folder=how.scratch, what=f"Converting {how.file.name}")
+
+
+def _converted(how: ImportRequest, described: _Described, frozen: Path, converter: Child) -> Path:
     """The ONNX file that tf2onnx makes of the frozen graph, or of a .tflite file."""
     tflite = how.file.name.lower().endswith(".tflite")
     out = how.scratch / "exported.onnx"
-    with Child(isolated(_WORKERS / "tf_convert.py"), folder=how.scratch, what=f"Converting {how.file.name}") as child:
-        child.send(
-            {
-                "event": "request",
-                "file": str(how.file if tflite else frozen),
-                "name": how.file.name,
-                "tflite": tflite,
-                "inputs": {name: tensor for name, (tensor, _, _) in described.inputs.items()},
-                "outputs": described.outputs,
-                "out": str(out),
-            }
-        )
-        child.receive(_PATIENCE)
+    converter.send(
+        {
+            "event": "request",
+            "file": str(how.file if tflite else frozen),
+            "name": how.file.name,
+            "tflite": tflite,
+            "inputs": {name: tensor for name, (tensor, _, _) in described.inputs.items()},
+            "outputs": described.outputs,
+            "out": str(out),
+        }
+    )
+    converter.receive(_PATIENCE)
     return out
 
 
@@ -188,7 +193,7 @@ def _held(how: ImportRequest, graph: ir.Model, parent: _Parent) -> float:
             path.unlink()
 
 
-def _source(how: ImportRequest, described: _Described, loops: Sequence[str]) -> Source:
+def _source(how: ImportRequest, described: _Described) -> Source:
     return Source(
         framework="tensorflow",
         file=how.file.name,
@@ -198,5 +203,5 @@ def _source(how: ImportRequest, described: _Described, loops: Sequence[str]) -> 
         signature=described.signature,
         tags=described.tags,
         versions={**versions("onnx", "onnx-ir", "onnxscript", "onnxruntime", "tf2onnx"), **described.versions},
-        notes=(*described.notes, *loops),
+        notes=described.notes,
     )

@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
@@ -21,6 +21,7 @@ import tensorflow as tf
 from tf2onnx import optimizer, tfonnx, utils
 from tf2onnx.handler import tf_op
 from tf2onnx.optimizer import back_to_back_optimizer
+from tf2onnx.optimizer.transpose_optimizer import TransposeOptimizer
 
 if TYPE_CHECKING:
     from optimizer.child import Channel
@@ -29,6 +30,8 @@ OPSET = 18
 INLINE = 1 << 30
 FOLDED_HERE = ("Conv", "BatchNormalization")
 """Neighbours that tf2onnx would make one; our own fusion does, and tells."""
+
+CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 
 REMEDY = "Replace that operator in the model, or export it to ONNX yourself and give that file."
 
@@ -55,20 +58,63 @@ def converted(request: Mapping[str, Any]) -> onnx.ModelProto:
             tf.import_graph_def(frozen, name="")
             graph = tfonnx.process_tf_graph(tf_graph, opset=OPSET, input_names=inputs, output_names=outputs)
     back_to_back_optimizer._func_map.pop(FOLDED_HERE, None)
-    return optimizer.optimize_graph(graph, catch_errors=False).make_model("tensorflow")
+    steps = {**optimizer._get_optimizers(), "optimize_transpose": Transposes}
+    Transposes.renamed.clear()
+    model = optimizer.optimize_graph(graph, catch_errors=False, optimizers=steps).make_model("tensorflow")
+    rename(model.graph, Transposes.renamed)
+    return model
+
+
+class Transposes(TransposeOptimizer):
+    """tf2onnx's way to move transposes, with names kept, and with a scale left to our own fusion, which tells of it."""
+
+    renamed: ClassVar[dict[str, str]] = {}
+    """TensorFlow's name for the tensor that a convolution gives with its bias, by the name it was given here."""
+
+    def _add_handler(self, trans: Any, node: Any) -> Any:
+        before, output = trans.inputs[0], node.output[0]
+        done = super()._add_handler(trans, node)
+        after = self._g.get_node_by_output(trans.input[0])
+        if done and after is not None and after is not before and after.type == before.type and after.type in CONVOLUTIONS:
+            self.renamed[after.output[0]] = output
+        return done
+
+    def _mul_handler(self, trans: Any, node: Any) -> Any:
+        place = next((place for place, value in enumerate(node.inputs) if value.is_const()), None)
+        scale = node.inputs[place].get_tensor_value(as_list=False) if place is not None else np.zeros(())
+        if trans.inputs[0].type not in CONVOLUTIONS or scale.ndim == 0 or scale.shape[-1] != scale.size:
+            return super()._mul_handler(trans, node)  # not one number per channel
+        shape = [1] * len(trans.get_attr_value("perm"))
+        shape[1] = scale.size
+        along = self._g.make_const(utils.make_name("scale"), scale.reshape(shape))
+        self._g.replace_input(node, node.input[place], along.output[0], place)
+        return self._switch_transpose_and_node(node, trans)
 
 
 @tf_op("Erfc")
 class Erfc:
-    """erfc(x) = 1 - erf(x), Keras 3's exact GELU; tf2onnx leaves it as it is and says nothing."""
+    """erfc(x) = 1 - erf(x), and erfc(-x) = 1 + erf(x), as in Keras's exact GELU; tf2onnx leaves it as it is and says nothing."""
 
     @classmethod
     def version_9(cls, ctx: Any, node: Any, **_: Any) -> None:
         shapes, dtypes = node.output_shapes, node.output_dtypes
+        positive = cls._negated(ctx, node)
+        erf = ctx.make_node("Erf", [positive or node.input[0]], name=f"{node.name}/Erf", shapes=shapes, dtypes=dtypes)
         one = ctx.make_const(utils.make_name("one"), np.array(1, utils.map_onnx_to_numpy_type(dtypes[0])))
-        erf = ctx.make_node("Erf", [node.input[0]], name=f"{node.name}/Erf", shapes=shapes, dtypes=dtypes)
+        operator, inputs = ("Add", [erf.output[0], one.output[0]]) if positive else ("Sub", [one.output[0], erf.output[0]])
         ctx.remove_node(node.name)
-        ctx.make_node("Sub", [one.output[0], erf.output[0]], name=node.name, outputs=node.output, shapes=shapes, dtypes=dtypes)
+        ctx.make_node(operator, inputs, name=node.name, outputs=node.output, shapes=shapes, dtypes=dtypes)
+
+    @staticmethod
+    def _negated(ctx: Any, node: Any) -> str | None:
+        """The tensor that is minus the operator's input, where that is made as (-x) c."""
+        product = node.inputs[0]
+        place = next((place for place, value in enumerate(product.inputs) if value.type == "Neg"), None) if product.type == "Mul" else None
+        if place is None:
+            return None
+        factors = [product.inputs[place].input[0], product.input[1 - place]]
+        made = ctx.make_node("Mul", factors, name=f"{node.name}/Mul", shapes=product.output_shapes, dtypes=product.output_dtypes)
+        return str(made.output[0])
 
 
 def refuse_unconverted(channel: Channel, name: str, model: onnx.ModelProto) -> None:
@@ -93,9 +139,7 @@ def name_ends(graph: onnx.GraphProto, inputs: Mapping[str, str], outputs: Mappin
     """Call inputs and outputs as the user does; where one tensor is two of them, another name for it is an Identity."""
     renamed = {tensor: name for name, tensor in inputs.items()}
     for value in graph.input:
-        for axis, size in enumerate(value.type.tensor_type.shape.dim):
-            if not size.HasField("dim_value"):
-                size.dim_param = f"{renamed[value.name]}_{axis}"
+        name_dimensions(value, renamed[value.name])
     taken = set(renamed)
     known = {value.name: value for value in graph.output}
     del graph.output[:]
@@ -103,6 +147,7 @@ def name_ends(graph: onnx.GraphProto, inputs: Mapping[str, str], outputs: Mappin
         output = onnx.ValueInfoProto()
         output.CopyFrom(known[tensor])
         output.name = name
+        name_dimensions(output, name)
         graph.output.append(output)
         if tensor in taken:
             graph.node.append(onnx.helper.make_node("Identity", [tensor], [name], name=f"{name}/Identity"))
@@ -110,6 +155,13 @@ def name_ends(graph: onnx.GraphProto, inputs: Mapping[str, str], outputs: Mappin
             renamed[tensor] = name
             taken.add(tensor)
     rename(graph, renamed)
+
+
+def name_dimensions(value: onnx.ValueInfoProto, name: str) -> None:
+    """Free dimensions by name and axis; tf2onnx counts them."""
+    for axis, size in enumerate(value.type.tensor_type.shape.dim):
+        if not size.HasField("dim_value"):
+            size.dim_param = f"{name}_{axis}"
 
 
 def rename(graph: onnx.GraphProto, renamed: Mapping[str, str]) -> None:
