@@ -121,7 +121,7 @@ def layers(graph: ir.Model) -> tuple[Layer, ...]:
             node.name or "",
             node.op_type,
             tuple(value.name or "" for value in node.inputs if value is not None),
-            tuple(value.name or "" for value in node.outputs),
+            tuple(value.name for value in node.outputs if value.name),
             sum(_learned(value) for value in node.inputs if value is not None),
         )
         for node in graph.graph

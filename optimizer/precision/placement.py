@@ -140,6 +140,11 @@ def eligible(model: Model, capability: Capability, precision: Precision) -> dict
     return found
 
 
+def _has_bodies(node: ir.Node) -> bool:
+    """Whether a layer is an If, Loop or Scan, or anything else with graphs of its own inside."""
+    return any(attribute.type in {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS} for attribute in node.attributes.values())
+
+
 def holds_floats(node: ir.Node) -> bool:
     """Whether a layer reads or writes float32 at all; a tensor whose type nobody could infer may be."""
     return any(value is not None and value.dtype in {ir.DataType.FLOAT, None} for value in (*node.inputs, *node.outputs))
@@ -156,6 +161,8 @@ def _reason(node: ir.Node, around: Surroundings, capability: Capability, precisi
         return None
     if not holds_floats(node):
         return "it computes with integers"
+    if _has_bodies(node):
+        return "what is inside it stays in FP32: only a run tells which of it is computed, and how often"
     if precision in HALF:
         return _half_reason(node, around, capability, HALF[precision])
     operators = capability.int8_operators if precision == "int8" else capability.dynamic_operators & DYNAMIC
@@ -169,8 +176,6 @@ def _reason(node: ir.Node, around: Surroundings, capability: Capability, precisi
 def _half_reason(node: ir.Node, around: Surroundings, capability: Capability, half: ir.DataType) -> str | None:
     if any(value.name in around.indices and value.dtype == ir.DataType.FLOAT for value in node.outputs):
         return "its output carries indices, which must stay exact"
-    if any(attribute.type in {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS} for attribute in node.attributes.values()):
-        return "its subgraphs stay in float32"
     if not defined_for(node, half, capability.opset):
         return f"{node.op_type} has no {half.name} form in opset {capability.opset}"
     places = [place for place in INDEX_INPUTS.get(node.op_type, ()) if place < len(node.inputs) and at_run(node.inputs[place])]

@@ -95,3 +95,14 @@ def test_float32_is_open_to_every_layer_unless_the_backend_refuses(transformer, 
     assert set(eligible(transformer, gpu, "fp32").values()) == {None}
     turing = replace(gpu, refusals={"fp32:MatMul": "no FP32 products here"})
     assert eligible(transformer, turing, "fp32")["linear.q0"] == "no FP32 products here"
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8_dynamic"])
+def test_what_only_a_run_decides_stays_float_with_the_reason(model, cpu, precision):
+    branching = model("""b (float[1, 32] x, bool flag) => (float[1, 32] y) {
+      y = If (flag) <then_branch = yes () => (float[1, 32] t) { t = MatMul (x, weight) },
+                     else_branch = no () => (float[1, 32] e) { e = Relu (x) }> }""")
+    assert list(eligible(branching, cpu, precision).values()) == [
+        "what is inside it stays in FP32: only a run tells which of it is computed, and how often"
+    ]
+    assert list(eligible(branching, cpu, "fp32").values()) == [None]
