@@ -13,6 +13,7 @@ from optimizer.fusion import activation, convolution, identity, normalization, p
 from optimizer.fusion.branches import take_known_branches
 from optimizer.fusion.duplicates import merge_initializers, merge_nodes
 from optimizer.fusion.folding import constants_right, fold_constants, lift_constants
+from optimizer.fusion.regions import move_transposes
 from optimizer.fusion.removal import remove_unused
 from optimizer.fusion.rule import Rule, apply
 from optimizer.fusion.shapes import fold_shapes
@@ -50,7 +51,8 @@ ORDER: tuple[Step, ...] = (
     step("no effect", "before the patterns, which an Identity or Dropout in the middle would hide", identity.RULES),
     Step("duplicates", "before the patterns: an exporter that writes x - mean twice hides a normalization", merge_nodes),
     step("reshapes", "after the no-ops, so that chains are seen whole", reshaping.RULES),
-    step("transposes", "before what asks for a channel axis, which a Transpose moves", transposition.RULES),
+    Step("transposes moved", "before what asks for a channel axis, which a Transpose moves", move_transposes),
+    step("transposes", "after the moves, which leave pairs and need to see Transposes as such", transposition.RULES),
     step("activations", "before scale and shift, which would take GELU's and HardSwish's constants into a layer", activation.RULES),
     step("normalization", "before scale and shift and before pooling, which know its mean and its scale too", normalization.RULES),
     step("padding", "before scale and shift, so that they see whether a convolution pads", padding.RULES),
