@@ -125,6 +125,9 @@ def _others(arrays: Sequence[Array], spec: TensorSpec) -> Iterator[_Other]:
         yield _Other("brought from 0..255 to -1..1", normalize, lambda x: x / 127.5 - 1)
         if mean is not None and std is not None:
             yield _Other("divided by 255 and normalized as for ImageNet", normalize, lambda x: (x / 255 - mean) / std)
+    if low >= 0 and not (0.5 < high <= 1 or 200 < high <= 255) and high > 0:
+        factor = f"{1 / high:.6g}"
+        yield _Other(f"brought to 0..1 (times {factor})", f"Take {factor} times the scale in optimize.toml.", lambda x: x / high)
     if low >= 0 and high <= 1:
         yield _Other("multiplied by 255", "Take 255 times the scale in optimize.toml.", lambda x: x * 255)
         yield _Other("brought from 0..1 to -1..1", normalize, lambda x: 2 * x - 1)

@@ -17,7 +17,7 @@ from optimizer.model import TensorSpec
 from optimizer.reference import Reference
 
 _SAMPLES = 8
-"""Samples that the model is run on for this."""
+"""Samples that the model is run on for this, at least."""
 
 _CARRIERS = frozenset({"Cast", "Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Pad"})
 _ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div"})
@@ -89,7 +89,10 @@ def learnt_suspected(graph: ir.Model, source: str, feeds: Sequence[Arrays], inpu
         return
     seen = {sign.tensor: _Moments() for _, sign in signs}
     with closing(Reference(graph, list(seen))) as reference:
-        for feed in feeds[:: max(1, len(feeds) // _SAMPLES)]:
+        stride = max(1, len(feeds) // _SAMPLES)
+        for number, feed in enumerate(feed for first in range(stride) for feed in feeds[first::stride]):
+            if number >= _SAMPLES and all(moments.count >= _FEWEST for moments in seen.values()):
+                break
             outputs = reference.run(feed)
             for tensor, moments in seen.items():
                 if outputs[tensor].size and np.isfinite(outputs[tensor]).all():
