@@ -42,7 +42,8 @@ def opened(channel: Channel, request: Mapping[str, Any]) -> optimize_frozen.Open
     if not request["trust"]:
         refuse_code(channel, name, config)
     channel.see(Path(request["folder"]))
-    model, keras = loaded(channel, file, name, version, request["trust"])
+    own = own_classes(channel, config) if request["trust"] else {}
+    model, keras = loaded(channel, file, name, version, own, request["trust"])
     inputs, call = called(channel, name, model)
     with channel.theirs(f"Running {name}", "Save it as a SavedModel from the program that made it, and give that."):
         function = tf.function(call).get_concrete_function(*inputs.values())
@@ -143,7 +144,18 @@ def entries(config: Any) -> Iterator[Mapping[str, Any]]:
             open_.extend(value)
 
 
-def loaded(channel: Channel, file: Path, name: str, version: str, trust: bool) -> tuple[Any, ModuleType]:
+def own_classes(channel: Channel, config: Any) -> dict[str, Any]:
+    """The user's own classes that a configuration names with their modules: Keras 2 imports none by itself."""
+    found = {}
+    for entry in entries(config):
+        module, kind = entry.get("module"), entry.get("class_name")
+        if isinstance(module, str) and isinstance(kind, str) and module.split(".")[0] not in OWN:
+            with channel.theirs(f"Importing {module}", "Make it importable, from the folder you call optimize in or in --source-python."):
+                found[str(entry.get("registered_name") or kind)] = getattr(importlib.import_module(module), kind)
+    return found
+
+
+def loaded(channel: Channel, file: Path, name: str, version: str, own: Mapping[str, Any], trust: bool) -> tuple[Any, ModuleType]:
     """The model by the Keras that wrote it, else by the other one; refused with what the first said."""
     there = {module.__version__.split(".")[0]: module for module in reversed(installed())}
     if not there:
@@ -153,15 +165,14 @@ def loaded(channel: Channel, file: Path, name: str, version: str, trust: bool) -
     for major in sorted(there, key=lambda major: major != first):
         safe = {"safe_mode": False} if trust and hasattr(there[major], "saving") else {}
         try:
-            return there[major].models.load_model(str(file), compile=False, **safe), there[major]
+            return there[major].models.load_model(str(file), custom_objects=dict(own), compile=False, **safe), there[major]
         except Exception as error:
             first_said = first_said or f"{there[major].__name__} {there[major].__version__} says: {type(error).__name__}: {error}"
     said = " ".join(first_said.split())[:300]
-    custom = any(word in said for word in ("Unknown layer", "Could not locate", "cannot be imported", "Unknown object", "registered"))
-    return channel.refuse(
-        f"{name} uses a class that Keras does not have here ({said})." if custom else f"{name} can't be loaded ({said}).",
-        CUSTOM if custom else WHOLE,
-    )
+    own = sorted({str(entry["registered_name"]) for entry in entries(config) if ">" in str(entry.get("registered_name"))})
+    if own or "Unknown layer" in said or "Could not locate" in said:
+        channel.refuse(f"{name} uses {', '.join(own) or 'classes'} that Keras does not have here ({said}).", CUSTOM)
+    return channel.refuse(f"{name} can't be loaded ({said}).", WHOLE)
 
 
 def installed() -> list[ModuleType]:
