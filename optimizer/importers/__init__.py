@@ -6,6 +6,7 @@ An importer is a module here, imported when it is picked, with two functions: `l
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -21,7 +22,7 @@ from optimizer.progress import Track, silent
 
 _BY_ENDING = {
     "onnx": (".onnx",),
-    "pytorch": (".pt", ".pth", ".th", ".bin", ".ckpt", ".safetensors", ".safetensors.index.json", ".pt2", ".ts", ".torchscript"),
+    "pytorch": (".pt", ".pth", ".th", ".bin", ".ckpt", ".safetensors", ".index.json", ".pt2", ".ts", ".torchscript"),
     "tensorflow": (".pb", ".keras", ".h5", ".hdf5", ".tflite"),
 }
 _BY_CONTENT = {"tensorflow": ("saved_model.pb", "saved_model.pbtxt"), "pytorch": ("config.json",)}
@@ -85,18 +86,22 @@ def _importer(file: Path) -> ModuleType:
 
 def _framework(file: Path) -> str:
     """Which importer reads `file`."""
-    if not file.exists():
-        raise InputError(f"There is no file {file.name!r}.", "Look at the path you gave.")
+    if not os.path.exists(file):  # noqa: PTH110 -- where a path is too long or malformed, Path.exists raises
+        raise InputError(f"There is no file {file.name[:100]!r}.", "Look at the path you gave.")
     if file.is_dir():
         found = next((name for name, marks in _BY_CONTENT.items() if any((file / mark).is_file() for mark in marks)), None)
         if found is None:
             raise InputError(f"{file.name!r} is a folder that holds neither a saved_model.pb nor a config.json.", _SUPPORTED)
         return found
+    if not file.is_file():
+        raise InputError(f"{file.name!r} is neither a file nor a folder.", "Look at the path you gave.")
     try:
         with file.open("rb") as stream:
             start = stream.read(4)
     except OSError as error:
         raise InputError(f"{file.name!r} can't be read: {error.strerror}.", "Look at its permissions.") from None
+    if not start:
+        raise InputError(f"{file.name} is empty.", "Get the whole file.")
     for name, endings in _BY_ENDING.items():
         if file.name.lower().endswith(endings):
             return name

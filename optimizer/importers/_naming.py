@@ -38,15 +38,16 @@ class _Origin(NamedTuple):
 
 def name_layers(model: ir.Model, modules: Mapping[str, str]) -> None:
     """Name the nodes of the main graph after `modules` (path to class), in place."""
-    origins = {node: _origin(node, modules) for node in model.graph}
     parents = {path.rpartition(".")[0] for path in modules}
     layers = frozenset(path for path in modules if path and path not in parents and modules[path].startswith("torch.nn."))
+    origins = {node: _origin(node, modules, layers) for node in model.graph}
     workers = {origins[node] for node in model.graph if node.op_type in _WORKERS}
     last = {origin: node for node, origin in origins.items()}
     taken: set[str] = set()
+    alone = _alone(modules)
     for node in model.graph:
         origin = origins[node]
-        base = _owner(node, modules) or _base(origin, layers)
+        base = _owner(node, modules) or (origin.module not in layers and alone.get(node.op_type)) or _base(origin, layers)
         plain = node.op_type in _WORKERS or (origin not in workers and last[origin] is node)
         node.name = unique(base if plain else f"{base}/{node.op_type}", taken)
 
@@ -59,10 +60,12 @@ def strip_metadata(model: ir.Model) -> None:
             props.pop(key, None)
 
 
-def _origin(node: ir.Node, modules: Mapping[str, str]) -> _Origin:
+def _origin(node: ir.Node, modules: Mapping[str, str], layers: frozenset[str]) -> _Origin:
     if _SCOPES in node.metadata_props:
         scopes = ast.literal_eval(node.metadata_props[_SCOPES])
         module = re.sub(r"@\d+", "", scopes[-2]) if len(scopes) > 1 else ""  # `act@1` is the second call of `act`
+        if module in layers:  # one call, however many ops it makes: an LSTM's initial states are pieces of it
+            return _Origin(module, "", scopes[-2])
         return _Origin(module if module in modules else "", re.sub(r"_\d+$", "", scopes[-1]).strip("_"), scopes[-1])
     return _from_legacy_name(node, modules)
 
@@ -86,6 +89,12 @@ def _base(origin: _Origin, layers: frozenset[str]) -> str:
     if origin.module in layers:
         return origin.module
     return ".".join(part for part in (origin.module, origin.op) if part)
+
+
+def _alone(modules: Mapping[str, str]) -> dict[str, str]:
+    """The module that all LSTMs (GRUs, RNNs) of a network belong to, by operator, where it is the only one: TorchScript loses it."""
+    found = {kind: [path for path, name in modules.items() if name == f"torch.nn.modules.rnn.{kind}"] for kind in ("LSTM", "GRU", "RNN")}
+    return {kind: paths[0] for kind, paths in found.items() if len(paths) == 1}
 
 
 def _owner(node: ir.Node, modules: Mapping[str, str]) -> str | None:

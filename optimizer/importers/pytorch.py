@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import onnx
 import onnx_ir as ir
 
 from optimizer.engine import SourceRun
@@ -27,6 +26,7 @@ from optimizer.importers._naming import name_layers, strip_metadata
 from optimizer.importers._torch_file import RUNS_CODE, TorchFile, check_trusted, examined, worker_request
 from optimizer.importers._torch_probes import Probe, UnlikeError, held_against, probe
 from optimizer.importers._torch_running import InTorch
+from optimizer.importers._torch_sequences import without_sequences
 from optimizer.importers.onnx import TIDIED, load_graph
 from optimizer.model import Model, Source
 from optimizer.process import Child, isolated
@@ -121,9 +121,11 @@ def _graph(how: ImportRequest, export: _Export) -> tuple[ir.Model, float]:
     if export.unexportable is not None:
         raise UnlikeError(export.unexportable)
     written = how.scratch / "exported.onnx"
-    opset = next((one.version for one in onnx.load(written, load_external_data=False).opset_import if one.domain == ""), None)
-    if opset != export.opset:  # some opsets are ignored in silence, and others written wrong
+    exported = ir.load(written)
+    if (opset := exported.opset_imports.get("")) != export.opset:  # some opsets are ignored in silence, and others written wrong
         raise UnlikeError(f"it wrote opset {opset} where {export.opset} was asked for.")
+    if without_sequences(exported):
+        ir.save(exported, written)
     try:
         graph, _ = load_graph(written, how.shapes, how.scratch)  # its notes are about the exporter's file
     except InputError as error:

@@ -127,6 +127,17 @@ def test_safetensors_are_read_as_well(checkpoint: Any, tmp_path: Path) -> None:
     torch.testing.assert_close(read["fc1.weight"], STATE["fc1.weight"])
 
 
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_the_weights_of_all_shards_come_together(checkpoint: Any, tmp_path: Path, form: str) -> None:
+    save = pytest.importorskip("safetensors.torch").save_file if form == "safetensors" else torch.save
+    parts = [str(tmp_path / f"{number}.{form}") for number in range(len(STATE))]
+    for part, key in zip(parts, STATE, strict=True):
+        save({key: STATE[key]}, part)
+    read, trusted = checkpoint.read(Channel(), {**request(tmp_path / f"0.{form}"), "parts": parts})
+    assert set(read) == set(STATE)
+    assert not trusted
+
+
 class Touch:
     """Unpickling it makes a file."""
 

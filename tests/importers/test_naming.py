@@ -86,3 +86,33 @@ def test_names_of_the_older_exporter_lead_to_the_same_modules() -> None:
         "blocks.0.act#2",
         "relu",
     ]
+
+
+RECURRENT = """
+    <ir_version: 9, opset_import: ["" : 20]>
+    g (float[5, 1, 4] x, float[1, 16, 4] w, float[1, 16, 4] r, float[2, 3] shape) => (float y) {
+        start = Expand(x, shape)
+        y, h, c = LSTM <hidden_size = 4> (x, w, r, , , start)
+        z = Transpose(y)
+        y2, h2, c2 = LSTM <hidden_size = 4> (z, w, r)
+    }
+"""
+
+
+def test_an_lstm_is_its_module_and_what_surrounds_it_pieces_of_it() -> None:
+    modules = {"": "net.Net", "rnn": "torch.nn.modules.rnn.LSTM"}
+    model = ir.from_onnx_text(RECURRENT)
+    for node, op in zip(model.graph, ("zeros", "lstm", "transpose", "lstm"), strict=True):
+        node.metadata_props["pkg.torch.onnx.name_scopes"] = f"['', 'rnn', '{op}']"
+    name_layers(model, modules)
+    assert [node.name for node in model.graph] == ["rnn/Expand", "rnn", "rnn/Transpose", "rnn#2"]
+
+
+def test_the_only_lstm_of_a_scripted_network_has_its_name_though_its_scope_is_lost() -> None:
+    model = ir.from_onnx_text(RECURRENT)
+    for node, name in zip(model.graph, ("/Expand", "/LSTM", "/Transpose", "/LSTM_1"), strict=True):
+        node.name = name
+    name_layers(model, {"": "net.Net", "rnn": "torch.nn.modules.rnn.LSTM"})
+    assert [node.name for node in model.graph] == ["expand", "rnn", "transpose", "rnn#2"]
+    name_layers(model, {"": "net.Net", "one": "torch.nn.modules.rnn.LSTM", "two": "torch.nn.modules.rnn.LSTM"})
+    assert "one" not in {node.name for node in model.graph}

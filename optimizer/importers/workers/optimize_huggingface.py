@@ -95,7 +95,8 @@ def filled(channel: Channel, request: Mapping[str, Any], kind: Any, config: Any)
         state, _ = optimize_checkpoint.read(channel, {**request, "kind": "checkpoint", "trust": False})
         how = {"pretrained_model_name_or_path": None, "state_dict": state}
     with channel.theirs(f"Loading the weights of {name}", WHOLE_FOLDER):
-        network, told = kind.from_pretrained(**how, config=config, output_loading_info=True)
+        # What does not fit is made up, too, and told below by name.
+        network, told = kind.from_pretrained(**how, config=config, output_loading_info=True, ignore_mismatched_sizes=True)
     lacking = sorted({*map(str, told["missing_keys"]), *(str(key[0]) for key in told["mismatched_keys"])})
     if lacking:
         more = f" and {len(lacking) - 4} more" if len(lacking) > 4 else ""

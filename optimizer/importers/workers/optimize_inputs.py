@@ -93,18 +93,22 @@ class Inputs:
     def probes(self, channel: Channel) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
         """Inputs at the usual shape, then with each free dimension at two more sizes at which the network itself runs.
 
-        Where it does not run with that dimension alone at another size, all that have the same three sizes move together.
+        All that have the same three sizes move together, and then that one alone, but not to 1: what is given once is broadcast in
+        PyTorch, and need not be in a graph.
         """
         yield "the usual shape", self.example({})
+        seen: set[tuple[Any, ...]] = set()
         for label, (name, axis) in {label: key for key, label in reversed(list(self.labels.items()))}.items():
             smallest, usual, largest = self.three(name, axis)
             ran = 0
             for size in dict.fromkeys((smallest, usual + 1, largest, (smallest + usual) // 2)):
                 if ran < 2 and size != usual and smallest <= size <= largest:
-                    feeds = self._running(label, [smallest, usual, largest], size)
-                    if feeds is not None:
-                        ran += 1
-                        yield f"{name}[{axis}] = {size}", feeds
+                    running = [(sizes, feeds) for sizes in self._moves(label, size) if (feeds := self._running(sizes)) is not None]
+                    ran += bool(running)
+                    for sizes, feeds in running:
+                        if tuple(sizes.items()) not in seen:
+                            seen.add(tuple(sizes.items()))
+                            yield f"{name}[{axis}] = {size}", feeds
             if not ran:
                 channel.refuse(
                     f"The network runs at no other size of dimension {axis} of {name!r} than {usual}.",
@@ -125,17 +129,20 @@ class Inputs:
             return None
         return feeds if numbers else None
 
-    def _running(self, label: str, alike: list[int], size: int) -> dict[str, torch.Tensor] | None:
-        labelled = {key: size for key, other in self.labels.items() if other == label}
+    def _moves(self, label: str, size: int) -> list[dict[tuple[str, int], int]]:
+        alone = {key: size for key, other in self.labels.items() if other == label}
+        alike = self.three(*next(iter(alone)))
         together = {key: size for key in self.labels if self.three(*key) == alike}
-        for sizes in (labelled, together):
-            feeds = self.example(sizes)
-            try:
-                self.run(**feeds)
-                return feeds
-            except Exception:  # this size is not one of the network's
-                continue
-        return None
+        return [together] if size == 1 or together == alone else [together, alone]
+
+    def _running(self, sizes: Mapping[tuple[str, int], int]) -> dict[str, torch.Tensor] | None:
+        """The example in these sizes, where they are ones that the network takes."""
+        feeds = self.example(sizes)
+        try:
+            self.run(**feeds)
+        except Exception:  # they are not
+            return None
+        return feeds
 
 
 def of_forward(channel: Channel, network: nn.Module, shapes: Mapping[str, Any]) -> Inputs:
