@@ -37,6 +37,29 @@ def test_a_file_gives_words_and_preprocessing_and_given_words_count_before_it(tm
     assert request.preprocessing.inputs["input"] == InputPreprocessing("NHWC", 0.5, (0.1, 0.2, 0.3), (2.0,))
 
 
+def test_a_file_says_how_images_and_sound_become_samples(tmp_path: Path) -> None:
+    text = """
+    tokenizer = "tok.py:encode"
+    [inputs.image]
+    resize = 256
+    crop = [224, 192]
+    [inputs.sound]
+    rate = 16000
+    window = 576
+    hop = 512
+    context = 64
+    [inputs.rate]
+    value = 16000
+    """
+    found = request_from_words("m.onnx", "out", config=written(tmp_path, text)).preprocessing
+    assert found.inputs["image"] == InputPreprocessing(resize=(256,), crop=(224, 192))
+    assert found.inputs["image"].axes == "NHWC"
+    assert found.inputs["sound"] == InputPreprocessing(rate=16000, window=576, hop=512, context=64)
+    assert found.inputs["rate"].value == 16000
+    assert found.tokenizer == "tok.py:encode"
+    assert str(found.inputs["image"]) == "resize = (256,), crop = (224, 192)"
+
+
 def test_paths_in_a_file_count_from_its_folder(tmp_path: Path) -> None:
     (tmp_path / "data.npz").touch()
     (tmp_path / "net.py").touch()
@@ -89,7 +112,9 @@ def test_wrong_words_are_refused_with_the_reason(words: dict, reason: str) -> No
 @pytest.mark.parametrize(
     "text",
     ["target = [", "inputs = 3", "[inputs]\nx = 1", "[inputs.x]\nlayuot = 'NHWC'", "[inputs.x]\nmean = ['a']", "[inputs.x]\nstd = [0.0]",
-     "[inputs.x]\nlayout = 'HWC'", "[inputs.x]\nlayout = 3", "[inputs.x]\nfunction = 'a.py:b'\nscale = 2", "nonsense = 1"],
+     "[inputs.x]\nlayout = 'HWC'", "[inputs.x]\nlayout = 3", "[inputs.x]\nfunction = 'a.py:b'\nscale = 2", "nonsense = 1",
+     "[inputs.x]\nresize = '256'", "[inputs.x]\ncrop = [1, 2, 3]", "[inputs.x]\nresize = 0", "[inputs.x]\nresize = 8\nlayout = 'NTC'",
+     "[inputs.x]\nhop = 3", "[inputs.x]\nwindow = 3\ncontext = 3", "[inputs.x]\nrate = 16e3", "[inputs.x]\nvalue = 'a'", "tokenizer = 3"],
 )  # fmt: skip
 def test_a_file_that_makes_no_sense_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(InputError):
@@ -106,6 +131,8 @@ def test_under_ci_code_that_only_the_file_names_is_refused(tmp_path: Path) -> No
     with pytest.raises(InputError, match=r"names as factory is not run"):
         request_from_words("m.pth", "out", config=file, ci=True)
     assert request_from_words("m.pth", "out", config=file, ci=True, factory="net.py:make").factory == "net.py:make"
+    with pytest.raises(InputError, match=r"names as tokenizer is not run"):
+        request_from_words("m.pth", "out", config=written(tmp_path, "tokenizer = 'tok.py:encode'"), ci=True)
     with pytest.raises(InputError, match="function"):
         request_from_words("m.pth", "out", config=written(tmp_path, "[inputs.x]\nfunction = 'a.py:b'"), ci=True)
 

@@ -85,6 +85,44 @@ def test_files_of_a_folder_may_differ_in_shape(tmp_path: Path) -> None:
     assert len(samples) == 3
 
 
+def test_a_file_may_be_one_sample_without_a_sample_axis(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for place, size in enumerate((5, 9)):
+        np.savez(folder / f"{place}.npz", sound=np.full((1, size), place), rate=np.array([8000]), y=place + 3)
+    inputs = (TensorSpec("sound", "float32", ("n", 1, "time")), TensorSpec("rate", "float32", ("n", 1)))
+    samples = open_samples("set", inputs, PLAIN, tmp_path)
+    assert [feed["sound"].shape for feed in samples] == [(1, 1, 5), (1, 1, 9)]
+    assert samples.labels.tolist() == [3, 4]
+    (folder / "0.npz").unlink()
+    (folder / "1.npz").unlink()
+    np.save(folder / "a.npy", np.ones((3, 4), np.float32))
+    np.save(folder / "b.npy", np.ones((5, 4), np.float32))
+    samples = open_samples("set", (TensorSpec("in", "float32", ("n", "time", 4)),), PLAIN, tmp_path)
+    assert [feed["in"].shape for feed in samples] == [(1, 3, 4), (1, 5, 4)]
+    assert samples.starts == {0, 1}
+
+
+def test_files_with_and_without_labels_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    np.savez(tmp_path / "set" / "a.npz", x=np.ones((2, 4)), y=np.ones(2))
+    np.savez(tmp_path / "set" / "b.npz", x=np.ones((2, 4)))
+    with pytest.raises(InputError, match="Some files in set have labels and some have none"):
+        open_samples("set", (TensorSpec("in", "float32", ("n", 4)),), PLAIN, tmp_path)
+
+
+def test_a_state_and_a_constant_need_no_data_and_take_the_batch_of_the_others(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=np.arange(12, dtype=np.float32).reshape(6, 2))
+    how = Preprocessing({"h": InputPreprocessing(state="hN"), "rate": InputPreprocessing(value=8)})
+    inputs = (TensorSpec("in", "float32", (3, 2)), TensorSpec("h", "float32", (2, 3, 5)), TensorSpec("rate", "int64", ("n",)))
+    first, second = open_samples("d.npz", inputs, how, tmp_path)
+    assert second["in"].ravel().tolist() == [6, 7, 8, 9, 10, 11]
+    assert (first["h"].shape, first["h"].any(), first["rate"].tolist()) == ((2, 3, 5), False, [8])
+    free = (TensorSpec("in", "float32", ("n", 2)), TensorSpec("h", "float32", (2, "n", 5)), TensorSpec("rate", "int64", ()))
+    fed = how.apply({"in": np.ones((4, 2), np.float32)}, free)
+    assert (fed["h"].shape, fed["rate"].shape) == ((2, 4, 5), ())
+
+
 def test_images_in_class_folders_are_labelled_by_their_folder(tmp_path: Path) -> None:
     from PIL import Image
 
