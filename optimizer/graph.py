@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 from optimizer.model import CUSTOM_OPS
 
+LARGE = 64 << 20
+"""Bytes of weights from which on they are saved beside a graph: a session maps them there, and copies what is inside twice."""
+
 _SMALL_BYTES = 256
 """Weights up to this size travel inside a graph's own file."""
 
@@ -130,7 +133,11 @@ def sha256(model: ir.Model) -> str:
     for name, value in sorted(graph.initializers.items()):
         if value.const_value is not None:
             digest.update(name.encode())
-            digest.update(np.ascontiguousarray(value.const_value.numpy()).view(np.uint8).tobytes())
+            array = value.const_value.numpy()
+            # No copy: the largest weights are mapped from a file.
+            digest.update(
+                repr(array.tolist()).encode() if array.dtype.hasobject else np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            )
     return digest.hexdigest()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,11 @@ UNSEEN = (
 
 _HALF = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 _FLOATS = frozenset({ir.DataType.FLOAT, *_HALF})
+_SHARED = frozenset({*_FLOATS, ir.DataType.INT8, ir.DataType.UINT8})
+"""Types of weights that are handed over by address; ONNX Runtime wants shapes, axes and indices inside the protobuf."""
+
 _INLINE_BYTES = 1024
-"""Initializers up to this size travel inside the protobuf; ONNX Runtime wants shapes and axes there."""
+"""Initializers up to this size travel inside the protobuf."""
 
 _PERTURBATION = 2.0**-20
 """Relative change of an input: eight float32 rounding steps, so that it survives every cast to float32."""
@@ -59,7 +62,7 @@ class Reference:
         self.outputs: tuple[TensorSpec, ...] = tuple(spec(value) for value in watched.graph.outputs)
         self._known = _expose(watched, watch)
         self._names = [value.name or "" for value in watched.graph.outputs]
-        self._session = _session(watched, threads, optimized)
+        self._session, self._weights = _session(watched, threads, optimized)
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
         """Every output and every watched tensor by name, for inputs by name."""
@@ -73,8 +76,8 @@ class Reference:
         return found
 
     def close(self) -> None:
-        """Frees the session and its copy of the weights."""
-        del self._session
+        """Frees the session and its hold on the weights."""
+        del self._session, self._weights
 
 
 def _expose(model: ir.Model, watch: Sequence[str]) -> dict[str, NDArray[Any] | None]:
@@ -99,8 +102,11 @@ def _expose(model: ir.Model, watch: Sequence[str]) -> dict[str, NDArray[Any] | N
     return known
 
 
-def _session(model: ir.Model, threads: int, optimized: bool) -> ort.InferenceSession:
-    """A session whose large weights are handed over by address: the protobuf holds the structure alone, at any size."""
+Addresses = Mapping[str, ort.OrtValue]
+
+
+def _session(model: ir.Model, threads: int, optimized: bool) -> tuple[ort.InferenceSession, Addresses]:
+    """A session that computes with the large weights where they lie, in memory or mapped from a file, and these, which must outlive it."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
@@ -108,24 +114,51 @@ def _session(model: ir.Model, threads: int, optimized: bool) -> ort.InferenceSes
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_quant_qdq", "1")
+    options.add_session_config_entry("session.disable_prepacking", "1")  # it copies every weight into the kernel's own order
     if CUSTOM_OPS in model.metadata_props:
         options.register_custom_ops_library(model.metadata_props[CUSTOM_OPS])
-    weights = {
-        name: tensor
-        for name, value in model.graph.initializers.items()
-        if (tensor := value.const_value) is not None and tensor.dtype in _FLOATS and tensor.nbytes > _INLINE_BYTES
-    }
-    handed = [ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(t.numpy()), int(t.dtype)) for t in weights.values()]
-    options.add_external_initializers(list(weights), handed)
-    held(model)
-    for name, tensor in weights.items():
-        outside = ir.ExternalTensor("weights", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.numpy().shape), name=name, base_dir="")
-        model.graph.initializers[name].const_value = outside
+    weights = _share_weights(model, options)
     try:
-        return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]), weights
     except Exception as error:  # as above
         remedy = "Check the model with onnx.checker, or export it again in a newer opset."
         raise InputError(f"ONNX Runtime can't load the model: {_said(error)}", remedy) from None
+
+
+def _share_weights(model: ir.Model, options: ort.SessionOptions) -> Addresses:
+    """Hand the large weights over by address, and leave in the model only where they are said to lie, in place.
+
+    ONNX Runtime wants to find each of them while it loads as well: in the file, or in a copy of its own that it drops afterwards.
+    """
+    graph = model.graph
+    weights: dict[str, ir.TensorProtocol] = {
+        name: tensor
+        for name, value in graph.initializers.items()
+        if (tensor := value.const_value) is not None and tensor.dtype in _SHARED and tensor.nbytes > _INLINE_BYTES
+    }
+    addresses = {
+        name: ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(tensor.numpy()), int(tensor.dtype))
+        for name, tensor in weights.items()
+    }
+    for name, address in addresses.items():
+        options.add_initializer(name, address)
+        graph.initializers[name].const_value = None
+    held(model)
+    folder = next((str(tensor.base_dir) for tensor in weights.values() if isinstance(tensor, ir.ExternalTensor)), "")
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+    elsewhere = {name for name, tensor in weights.items() if not (isinstance(tensor, ir.ExternalTensor) and str(tensor.base_dir) == folder)}
+    if elsewhere:
+        options.add_external_initializers(list(elsewhere), [addresses[name] for name in elsewhere])
+    for name, tensor in weights.items():
+        graph.initializers[name].const_value = _outside(tensor) if name in elsewhere else tensor
+    return addresses
+
+
+def _outside(tensor: ir.TensorProtocol) -> ir.ExternalTensor:
+    """A tensor that is said to lie in a file, which nobody opens."""
+    return ir.ExternalTensor(
+        "weights", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.numpy().shape), name=tensor.name or "", base_dir=""
+    )
 
 
 def _said(error: Exception) -> str:
@@ -142,15 +175,28 @@ def float64(graph: ir.Model, feeds: Arrays) -> dict[str, NDArray[Any]]:
         NoTruthError: the evaluator lacks an operator of the graph or fails in it.
     """
     exact = held(clone(graph))
+    weights = _as_inputs(exact)
     _retype(exact, _FLOATS, ir.DataType.DOUBLE)
-    wide = {name: array.astype(np.float64) if _is_float(array) else array for name, array in feeds.items()}
-    wide.update(_as_inputs(exact))
     try:
         with np.errstate(all="ignore"):  # an exponential may overflow on its way to a sound sigmoid
-            results = ReferenceEvaluator(ir.to_proto(exact)).run(None, wide)
+            results = _evaluated(ReferenceEvaluator(ir.to_proto(exact)), {name: _exactly(array) for name, array in feeds.items()}, weights)
     except Exception as error:  # operators are plain numpy and raise whatever numpy raises
         raise NoTruthError(f"onnx.reference can't run the model in float64: {type(error).__name__}: {_said(error)}") from error
-    return dict(zip([value.name or "" for value in exact.graph.outputs], results, strict=True))
+    return {value.name or "": results[value.name or ""] for value in exact.graph.outputs}
+
+
+def _evaluated(evaluator: ReferenceEvaluator, feeds: Arrays, weights: Arrays) -> dict[str, Any]:
+    """Every tensor by name. What `ReferenceEvaluator.run` does, but a weight is in float64 only while a node reads it."""
+    results: dict[str, Any] = {"": None, **evaluator.rt_inits_, **weights, **feeds}
+    for node in evaluator.rt_nodes_:
+        inputs = [_exactly(results[name]) if name in weights else results[name] for name in node.input]
+        outputs = node.run(*inputs, context=results) if node.need_context() else node.run(*inputs)
+        results.update(zip(node.output, outputs, strict=False))
+    return results
+
+
+def _exactly(array: NDArray[Any]) -> NDArray[Any]:
+    return array.astype(np.float64) if _is_float(array) else array
 
 
 def _as_inputs(model: ir.Model) -> dict[str, NDArray[Any]]:

@@ -46,7 +46,6 @@ _TRIED = (1, 16, 64, 224, 512)
 TIDIED = "imported.onnx"
 """Name of the copy of the tidied graph in the scratch folder."""
 
-_INLINE = 1 << 30
 _PATIENCE = 900.0
 _CHANGED = 1e-3
 _CHANGED_IN_HALF = 0.05
@@ -191,7 +190,7 @@ def _refusing(name: str) -> Iterator[None]:
 
 def _saved(model: ir.Model, scratch: Path) -> Path:
     file = scratch / TIDIED
-    graphs.save(model, file, beside="imported.data" if graphs.weights_bytes(model) > _INLINE else None)
+    graphs.save(model, file, beside="imported.data" if graphs.weights_bytes(model) > graphs.LARGE else None)
     return file
 
 

@@ -13,6 +13,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
+from optimizer import graph as graphs
 from optimizer.errors import InputError
 from optimizer.importers import onnx as importer
 from optimizer.model import Model
@@ -197,7 +198,7 @@ def test_a_shape_that_only_a_run_can_tell_is_taken_from_one(load: Load, model: W
 
 
 def test_weights_beside_the_model_stay_there(load: Load, model: Write, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importer, "_INLINE", 0)  # the copy for the comparison takes its weights outside, too
+    monkeypatch.setattr(graphs, "LARGE", 0)  # the copy for the comparison takes its weights outside, too
     proto = model("g (float[N, 400] x) => (float[N, 400] y) <float[400] w> { a = Add(x, w) y = Relu(a) }", names=["same"] * 2)
     del proto.graph.input[1:]
     proto.graph.initializer.append(onnx.numpy_helper.from_array(np.arange(400, dtype=np.float32), "w"))

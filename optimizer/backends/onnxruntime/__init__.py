@@ -14,13 +14,10 @@ from optimizer.backends.onnxruntime.profile import profiled
 from optimizer.backends.onnxruntime.realised import notes, realised
 from optimizer.backends.onnxruntime.session import FILE, Session
 from optimizer.engine import LIBRARY, Built, Engine
-from optimizer.graph import save, weights_bytes
+from optimizer.graph import LARGE, save, weights_bytes
 from optimizer.model import CUSTOM_OPS
 from optimizer.plan import Capability, Knobs
 from optimizer.progress import Track, silent
-
-_INLINE_BYTES = 1 << 30
-"""Weights above this go to a file of their own: a protobuf ends at 2 GB, and a second copy in memory costs."""
 
 
 def capability(target: Target) -> Capability:
@@ -68,7 +65,7 @@ def build(graph: ir.Model, target: Target, knobs: Knobs, folder: Path, track: Tr
         UnavailableError: ONNX Runtime can't load the graph. The files are left in `folder`.
     """
     track("writing the engine", 0, 2)
-    save(graph, folder / FILE, beside="engine.weights" if weights_bytes(graph) > _INLINE_BYTES else None)
+    save(graph, folder / FILE, beside="engine.weights" if weights_bytes(graph) > LARGE else None)
     if CUSTOM_OPS in graph.metadata_props:
         shutil.copyfile(graph.metadata_props[CUSTOM_OPS], folder / LIBRARY)
     track("reading back what was realised", 1, 2)

@@ -115,7 +115,7 @@ def test_threads_is_the_number_of_threads(graph: Make, tmp_path: Path) -> None:
 
 
 def test_weights_too_large_for_a_protobuf_stand_in_a_file_beside_it(graph: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ORT, "_INLINE_BYTES", 1000)
+    monkeypatch.setattr(ORT, "LARGE", 1000)
     model = graph("residual")
     whole = ORT.build(model, this_cpu(), {"threads": 1}, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["engine.onnx", "engine.weights"]
