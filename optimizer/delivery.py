@@ -5,31 +5,29 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
-from kernels.target import Target, this_cpu
+from kernels.target import Target
 from optimizer.backends import backend, missing, serving
+from optimizer.climbing import climb_to_engine, fault_before_precision, read_as
 from optimizer.engine import Candidate, Parity, Rung
 from optimizer.errors import UnavailableError
 from optimizer.graph import clone, fixed
 from optimizer.model import SHAPES, Model
 from optimizer.package.handover import write_handover
 from optimizer.package.passport import Passport, seal
-from optimizer.parity.gate import Question
-from optimizer.parity.ladder import rungs, worst_layer
-from optimizer.parity.metrics import METRICS, Metric, default_metric
 from optimizer.plan import Capability, Knobs, Plan
 from optimizer.planner.finals import Evidence, gated, timed
 from optimizer.planner.given import plan_from_file, refuse_what_does_not_fit
 from optimizer.planner.problem import Problem
-from optimizer.planner.search import opened, search
+from optimizer.planner.search import search
 from optimizer.precision import typed
 from optimizer.preparation import PACKAGES, Prepared
 from optimizer.progress import Track
 from optimizer.provenance import sha256_of_file, to_json, versions
-from optimizer.reference import UNSEEN, Reference, simulated
+from optimizer.reference import UNSEEN
+from optimizer.report.headline import broken
 from optimizer.report.report import Data, Provenance, Report, TensorReport, report_from
 from optimizer.report.tensors import tensor_report_from
 from optimizer.report.views import html, junit
@@ -38,9 +36,6 @@ from optimizer.sizes import refuse_other_sizes, shapes_of, typical
 VERDICT_CODES = {"pass": 0, "fail": 3, "inconclusive": 4}
 SHIPPED = (VERDICT_CODES["pass"], VERDICT_CODES["inconclusive"])
 """Exit codes with which an engine is written; its passport holds the verdict."""
-
-LADDER = 16
-"""Samples that every form of the model is run on, from the imported graph to the engine: unoptimized graphs are slow."""
 
 
 def deliver(prepared: Prepared, target: Target, folder: Path, scratch: Path, track: Track) -> Report:
@@ -56,8 +51,8 @@ def deliver(prepared: Prepared, target: Target, folder: Path, scratch: Path, tra
     evidence = Evidence(prepared.imported.graph, prepared.numeric, prepared.question, prepared.evaluation)
     candidates, subject = gated(problem, candidates, evidence, track)
     assert subject.parity is not None
-    parity, code = _demands(prepared, subject, subject.parity)
     ladder = _ladder(prepared, problem, subject, track)
+    parity, code = _demands(prepared, subject, subject.parity, ladder)
     written: tuple[str, ...] = ()
     if code in SHIPPED:
         subject = replace(subject, outcome="shipped")
@@ -75,7 +70,7 @@ def deliver(prepared: Prepared, target: Target, folder: Path, scratch: Path, tra
         exit_code=code,
         ladder=ladder,
         calibration=_tensors(prepared, problem.model, subject.plan),
-        notes=(*prepared.notes, *notes, *prepared.imported.source.notes, *written, *_looks(provenance), *_unseen(parity)),
+        notes=(*_breaks(ladder), *prepared.notes, *notes, *prepared.imported.source.notes, *written, *_looks(provenance), *_unseen(parity)),
         folders=(folder, scratch, prepared.request.folder),
     )
     _tell(report, folder)
@@ -164,9 +159,14 @@ def _shaped(prepared: Prepared, capability: Capability) -> tuple[Model, tuple[st
     return model.with_graph(fixed(model.graph, sizes)), (note,)
 
 
-def _demands(prepared: Prepared, subject: Candidate, parity: Parity) -> tuple[Parity, int]:
-    """The verdict after what was demanded beside the drop, and its exit code."""
+def _demands(prepared: Prepared, subject: Candidate, parity: Parity, ladder: Sequence[Rung]) -> tuple[Parity, int]:
+    """The verdict after what was demanded beside the drop, and its exit code.
+
+    A graph that is not its parent fails whatever the gate says, which holds engines against that graph.
+    """
     request, timing = prepared.request, subject.timing
+    if (wrong := fault_before_precision(ladder)) is not None:
+        return replace(parity, verdict="fail", reason=broken(wrong)), VERDICT_CODES["fail"]
     if request.min_speedup is not None and parity.verdict != "fail":
         if timing is None:
             why = "a speed was demanded, and nothing can be timed: the target is not here"
@@ -183,29 +183,10 @@ def _demands(prepared: Prepared, subject: Candidate, parity: Parity) -> tuple[Pa
 
 
 def _ladder(prepared: Prepared, problem: Problem, subject: Candidate, track: Track) -> tuple[Rung, ...]:
-    """Imported graph, fused graph, typed graph, engine: each against the imported graph on the same few samples."""
-    track("parity ladder", 0, 0)
-    parent, fused = prepared.imported.graph, problem.model.graph
-    feeds = (list(prepared.screening) or list(prepared.numeric))[:LADDER]
-    lowered = simulated(typed(problem.model, subject.plan, problem.capability))
-    steps = {"fused": fused, f"typed {subject.name}": lowered}
-    with ExitStack() as stack:
-        runs = [(name, stack.enter_context(closing(Reference(graph, threads=this_cpu().cores))).run) for name, graph in steps.items()]
-        if problem.capability.runs_here and subject.folder is not None:
-            runs.append(("engine", stack.enter_context(closing(opened(problem, subject))).run))
-        first, *others = rungs(parent, runs, feeds, _read_as(prepared))
-    if subject.plan.lossless:
-        return (first, *others)
-    worst = worst_layer(fused, lowered, feeds[0])
-    return (first, *(replace(rung, worst_layer=worst) for rung in others))
-
-
-def _read_as(prepared: Prepared) -> Metric:
-    """The metric by which the ladder reads outputs: the gate's, or what it would be by the model alone."""
-    if isinstance(prepared.question, Question):
-        return prepared.question.metric
-    guessed, _ = default_metric(prepared.request.task, prepared.imported.outputs, None)
-    return guessed or METRICS["cosine"]
+    """The whole ladder: from the parent, where its framework is here, to what was built for this target."""
+    sequence = prepared.evaluation or prepared.calibration
+    metric = read_as(prepared.question, prepared.request.task, prepared.imported)
+    return climb_to_engine(prepared.climbed, prepared.imported, problem, subject, prepared.sizes, sequence, metric, track).rungs
 
 
 def _tensors(prepared: Prepared, model: Model, plan: Plan) -> tuple[TensorReport, ...]:
@@ -243,6 +224,12 @@ def _looks(provenance: Provenance) -> tuple[str, ...]:
         f"{data.source} has judged this model in {data.judged} builds into this folder: each further look makes a lucky PASS likelier, "
         "and samples that no build has seen would decide better.",
     )
+
+
+def _breaks(ladder: Sequence[Rung]) -> tuple[str, ...]:
+    """A note on the first rung that breaks, if one does."""
+    first = next((rung for rung in ladder if rung.breaks), None)
+    return () if first is None else (f"The parity ladder breaks: {broken(first)}.",)
 
 
 def _unseen(parity: Parity) -> tuple[str, ...]:

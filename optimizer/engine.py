@@ -108,7 +108,14 @@ class Parity:
 
 @dataclass(frozen=True)
 class Rung:
-    """One step of the parity ladder: the parent against one later form of the model, on the same samples."""
+    """One step of the parity ladder: a form of the model against its parent and against the form before, on the same samples.
+
+    `agreement`, `sqnr_db` and `max_abs` are held against the parent.  `difference` is held against the form called `against`, relative
+    to the size of the output, and `explained` is how much of it rounding at the form's precision explains: the rung `breaks` where it
+    is several times as much.  `worst_layer` is then the first layer that diverges; of a lossy rung that holds, the one that loses most
+    by itself.  `sizes` tells in which sizes of the inputs this was seen; `over_time`, of a model that carries a state, is the error at
+    each step of a sequence.
+    """
 
     rung: str
     metric: str
@@ -118,6 +125,12 @@ class Rung:
     output_sensitivity: float | None
     worst_layer: str | None = None
     note: str = ""
+    against: str = ""
+    difference: float | None = None
+    explained: float | None = None
+    breaks: bool = False
+    sizes: tuple[str, ...] = ()
+    over_time: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from calibration.table import Table
 from kernels.target import this_cpu
 from optimizer import importers
 from optimizer.calibrate import calibrate
+from optimizer.climbing import climb_to_fused, read_as, sizes_of
 from optimizer.data import Samples, open_samples, random_samples
 from optimizer.engine import Arrays
 from optimizer.errors import InputError
@@ -25,6 +26,7 @@ from optimizer.graph import sha256
 from optimizer.importers import ImportRequest
 from optimizer.model import Dimension, Model
 from optimizer.parity.gate import NoQuestion, Question, held_out, question_from_words
+from optimizer.parity.ladder import Climbed, Sizes
 from optimizer.progress import Track
 from optimizer.provenance import to_json, versions
 from optimizer.reference import Reference
@@ -55,7 +57,7 @@ class Prepared:
     """All that does not depend on the target.
 
     `parent` are the imported model's outputs on the `screening` feeds; `judged` counts the earlier builds into OUT in which these
-    evaluation samples judged this model.
+    evaluation samples judged this model; `sizes` are the feeds of the ladder, `climbed` is how far it was climbed.
     """
 
     request: Request
@@ -70,6 +72,8 @@ class Prepared:
     parent: Sequence[Mapping[str, NDArray[Any]]]
     numeric: Sequence[Arrays]
     question: Question | NoQuestion | None
+    sizes: Sizes
+    climbed: Climbed
     notes: tuple[str, ...]
 
 
@@ -81,7 +85,8 @@ def prepare(request: Request, scratch: Path, track: Track) -> Prepared:
     """
     notes: list[str] = []
     track("importing", 0, 0)
-    imported = importers.load(_reading(request, scratch), track)
+    reading = _reading(request, scratch)
+    imported = importers.load(reading, track)
     private = (scratch, request.folder, request.model.absolute().parent)
     imported = replace(imported, source=replace(imported.source, notes=tuple(portable(note, private) for note in imported.source.notes)))
     track("fusing", 0, 0)
@@ -110,6 +115,9 @@ def prepare(request: Request, scratch: Path, track: Track) -> Prepared:
         numeric = _made_up(request, imported, NUMERIC)
         sizes = ", ".join(f"{name} {'x'.join(map(str, array.shape)) or 'scalar'}" for name, array in numeric[0].items())
         notes.append(f"There is no data: engines are timed and compared on random numbers ({sizes}).")
+    rising = sizes_of(screening or numeric, imported, request.shapes)
+    climbed, told = climb_to_fused(reading, imported, fused, rising, read_as(question, request.task, imported), track)
+    notes.extend(told)
     return Prepared(
         request=request,
         imported=imported,
@@ -123,6 +131,8 @@ def prepare(request: Request, scratch: Path, track: Track) -> Prepared:
         parent=parent,
         numeric=numeric,
         question=question,
+        sizes=rising,
+        climbed=climbed,
         notes=tuple(notes),
     )
 

@@ -1,26 +1,35 @@
-"""The parity ladder: the parent against each later form of the model, on the same samples, beside the output's own sensitivity."""
+"""The parity ladder: the parent and each later form of the model on the same samples; which step breaks, and at which layer.
+
+A step breaks where two forms differ by more than rounding at the precision of the later one explains (`rounding`); there
+`divergence` looks for the layer.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
-from kernels.target import this_cpu
-from optimizer.engine import Arrays, Rung
-from optimizer.model import layers
+from optimizer.engine import Arrays, Rung, check
+from optimizer.errors import InputError
+from optimizer.model import spec
+from optimizer.parity.difference import Difference, difference, total
+from optimizer.parity.divergence import Form, divergences, explained, first_divergence, ratio
 from optimizer.parity.metrics import METRICS, Metric, equal_share
 from optimizer.parity.outputs import collect, decisions
+from optimizer.parity.rounding import lossy, planned
+from optimizer.progress import Track, silent
 from optimizer.reference import Reference, sensitivity
 
 Run = Callable[[Arrays], Arrays]
+
+Sizes = Mapping[str, Sequence[Arrays]]
+"""Feeds by what is to be said of their size: `as the data has it`, `the largest, x 1x3x512x512`."""
 
 ONE_SIZE = 2.0
 """An error up to this many times the sensitivity is of one size with it."""
@@ -28,66 +37,154 @@ ONE_SIZE = 2.0
 _SENSED = 4
 """Samples on which the sensitivity is measured; the median counts."""
 
-_WATCHED = 32
-"""Layers whose results are held at a time."""
+_LOOKED_AT = 2
+"""Samples on which a layer is looked for."""
 
 
 @dataclass(frozen=True)
-class Difference:
-    """How far outputs are from the parent's: energy of parent and error, largest difference; any NaN or infinity makes them inf."""
+class Answers:
+    """What a form gave: its outputs by size, one mapping a feed; and why it could not be run, by size."""
 
-    signal: float
-    error: float
-    max_abs: float
-
-    @property
-    def relative(self) -> float:
-        """Root of error energy over signal energy."""
-        return math.sqrt(self.error / self.signal) if self.signal else (math.inf if self.error else 0.0)
-
-    @property
-    def sqnr_db(self) -> float:
-        """Signal to quantization noise in dB; infinite where nothing differs."""
-        return -20.0 * math.log10(self.relative) if self.relative else math.inf
+    outputs: Mapping[str, Sequence[Arrays]]
+    failures: Mapping[str, str] = field(default_factory=dict)
 
 
-def difference(parent: NDArray[Any], other: NDArray[Any]) -> Difference:
-    """Of two arrays of one shape, in float64. Places where both hold the same NaN or infinity count as equal."""
-    if parent.shape != other.shape:
-        return Difference(1.0, math.inf, math.inf)
-    one, two = parent.astype(np.float64), other.astype(np.float64)
-    same = (one == two) | (np.isnan(one) & np.isnan(two))
-    gap = np.where(same, 0.0, two) - np.where(same, 0.0, one)
-    gap = np.where(np.isfinite(gap), np.abs(gap), np.inf)
-    finite = one[np.isfinite(one)]
-    return Difference(float(finite @ finite), float(np.square(gap).sum()), float(gap.max(initial=0.0)))
+@dataclass(frozen=True)
+class Climbed:
+    """How far the ladder was climbed: the rungs so far, what the parent gave, and the form that stands highest with what it gave.
 
-
-def rungs(
-    parent: ir.Model, later: Sequence[tuple[str, Run]], samples: Sequence[Arrays], metric: Metric = METRICS["agreement"]
-) -> tuple[Rung, ...]:
-    """One Rung for each later form, in the order given: agreement of decisions, SQNR, largest difference, sensitivity.
-
-    `agreement` is None where `metric` does not read decisions.  `samples` are few: they are run for every rung.
+    `sensed` is the outputs' sensitivity to their input, None until a graph has been run.
     """
-    reference = Reference(parent, threads=this_cpu().cores)
-    try:
-        truth = [reference.run(feeds) for feeds in samples]
-        sensed = float(np.median([sensitivity(reference.run, feeds) for feeds in samples[:_SENSED]])) if samples else None
-    finally:
-        reference.close()
-    answers = collect(_replay(truth), samples, metric) if metric.keeps == "decision" and samples else None
-    told = []
-    for name, run in later:
-        found = [run(feeds) for feeds in samples]
-        gap = _summed(truth, found)
-        agreement = None
-        if answers is not None:
-            others = collect(_replay(found), samples, metric, like=answers.reading)
-            pairs = zip(decisions(others, answers.reading.threshold), decisions(answers, answers.reading.threshold), strict=True)
-            agreement = float(np.mean([equal_share(*pair) for pair in pairs]))
-        told.append(Rung(name, metric.name, agreement, gap.sqnr_db, gap.max_abs, sensed, note=_note(gap.relative, sensed)))
-    return tuple(told)
+
+    form: Form
+    parent: Answers
+    answers: Answers
+    sensed: float | None = None
+    rungs: tuple[Rung, ...] = ()
+
+    @property
+    def broken(self) -> Rung | None:
+        """The first rung that breaks."""
+        return next((rung for rung in self.rungs if rung.breaks), None)
+
+
+def start(form: Form, sizes: Sizes) -> Climbed:
+    """The foot of the ladder: the parent. A size that it can't run itself is no measure of the others, and left out."""
+    answers = _answers(form, sizes)
+    return Climbed(form, answers, answers, _sensed(form, answers, sizes))
+
+
+def climb(climbed: Climbed, form: Form, sizes: Sizes, metric: Metric = METRICS["agreement"], track: Track = silent) -> Climbed:
+    """One rung more: `form` against the one that stood highest (does it break, and where), and against the parent (how far)."""
+    track(f"parity ladder: {form.name}", 0, 0)
+    # A size that the form before could not be run in is left out: the step that broke there has been told.
+    answers = _answers(form, {name: sizes[name] for name in climbed.answers.outputs})
+    sensed = climbed.sensed if climbed.sensed is not None else _sensed(form, answers, sizes)
+    fault = _fault(climbed.form, form, climbed.answers, answers, sizes)
+    feeds = [*chain.from_iterable(sizes[size] for size in answers.outputs)]
+    truth = [*chain.from_iterable(climbed.parent.outputs[size] for size in answers.outputs)]
+    found = [*chain.from_iterable(answers.outputs.values())]
+    gap = _worst_gap(truth, found)
+    rung = Rung(
+        rung=form.name,
+        metric=metric.name,
+        agreement=_agreement(feeds, truth, found, metric),
+        sqnr_db=gap.sqnr_db if found else None,
+        max_abs=gap.max_abs if found else None,
+        output_sensitivity=sensed,
+        worst_layer=_layer(climbed.form, form, fault, sizes),
+        note=fault.note if fault.breaks else _note(gap.relative, sensed),
+        against=climbed.form.name,
+        difference=fault.error,
+        explained=fault.explained,
+        breaks=fault.breaks,
+        sizes=tuple(answers.outputs),
+    )
+    return Climbed(form, climbed.parent, answers, sensed, (*climbed.rungs, rung))
+
+
+def _answers(form: Form, sizes: Sizes) -> Answers:
+    inputs = tuple(spec(value) for value in form.graph.graph.inputs)
+    outputs: dict[str, Sequence[Arrays]] = {}
+    failures: dict[str, str] = {}
+    with closing(form.opened(())) as running:
+        for name, feeds in sizes.items():
+            try:
+                for feed in feeds:
+                    check(feed, inputs)
+            except InputError:
+                continue  # a form in fixed sizes was never meant to take this one
+            try:
+                outputs[name] = [running.run(feed) for feed in feeds]
+            except InputError as error:
+                failures[name] = error.reason
+    return Answers(outputs, failures)
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """The worst difference of a step: in which size, relative to the output, and what rounding explains of it."""
+
+    size: str | None = None
+    error: float | None = None
+    explained: float | None = None
+    breaks: bool = False
+    note: str = ""
+
+
+def _fault(before: Form, after: Form, one: Answers, other: Answers, sizes: Sizes) -> _Fault:
+    if other.failures:
+        size, why = next(iter(other.failures.items()))
+        return _Fault(size, breaks=True, note=f"{before.name} runs with {size}, {after.name} does not: {why}")
+    sensed = _explained(before, after, one if before.own else other, sizes)
+    worst = _Fault()
+    for size, found in other.outputs.items():
+        for name in one.outputs[size][0]:
+            error = _gap(name, one.outputs[size], found).relative
+            allowed = total(parts[name] for parts in sensed[size]).relative
+            if worst.error is None or ratio(error, allowed) > ratio(worst.error, worst.explained or 0.0):
+                where = f"output {name!r} with {size}: {error:.1e} of it differs from {before.name}, rounding explains {allowed:.1e}"
+                worst = _Fault(size, error, allowed, ratio(error, allowed) > 1.0, where)
+    return worst
+
+
+def _explained(before: Form, after: Form, exact: Answers, sizes: Sizes) -> dict[str, list[dict[str, Difference]]]:
+    """By size and feed: what rounding at the precisions of the later form explains of each output."""
+    precisions = planned(after.graph) if after.own else {}
+    pairs = [(size, run) for size in exact.outputs if size in sizes for run in zip(sizes[size], exact.outputs[size], strict=True)]
+    found: dict[str, list[dict[str, Difference]]] = {}
+    for (size, _), parts in zip(pairs, explained(before.graph, precisions, [run for _, run in pairs]), strict=True):
+        found.setdefault(size, []).append(parts)
+    return found
+
+
+def _gap(name: str, one: Sequence[Arrays], other: Sequence[Arrays]) -> Difference:
+    missing = np.empty(0)
+    return total(difference(first[name], second.get(name, missing)) for first, second in zip(one, other, strict=True))
+
+
+def _layer(before: Form, after: Form, fault: _Fault, sizes: Sizes) -> str | None:
+    """The first layer that diverges where a step breaks; of a lossy step that holds the layer that loses most by itself."""
+    if fault.size is None:
+        return None
+    feeds = sizes[fault.size][:_LOOKED_AT]
+    if fault.breaks:
+        found = first_divergence(before, after, feeds)
+        return found.layer if found is not None else None
+    if not after.own or not lossy(planned(after.graph)):
+        return None
+    worst = max(divergences(before, after, feeds[:1]), key=lambda one: one.error, default=None)
+    return worst.layer if worst is not None and worst.error else None
+
+
+def _agreement(feeds: Sequence[Arrays], truth: Sequence[Arrays], found: Sequence[Arrays], metric: Metric) -> float | None:
+    """Share of decisions that are the same; None where the metric does not read decisions."""
+    if metric.keeps != "decision" or not feeds:
+        return None
+    parent = collect(_replay(truth), feeds, metric)
+    others = collect(_replay(found), feeds, metric, like=parent.reading)
+    threshold = parent.reading.threshold
+    return float(np.mean([equal_share(*pair) for pair in zip(decisions(others, threshold), decisions(parent, threshold), strict=True)]))
 
 
 def _replay(outputs: Sequence[Arrays]) -> Run:
@@ -96,17 +193,23 @@ def _replay(outputs: Sequence[Arrays]) -> Run:
     return lambda _: next(recorded)
 
 
-def _summed(truth: Sequence[Arrays], found: Sequence[Arrays]) -> Difference:
-    """The difference over all samples of the output that differs most for its size."""
-    worst: Difference | None = None
-    for name in truth[0] if truth else ():
-        if truth[0][name].dtype.kind != "f":
-            continue
-        parts = [difference(one[name], other[name]) for one, other in zip(truth, found, strict=True)]
-        whole = Difference(sum(p.signal for p in parts), sum(p.error for p in parts), max(p.max_abs for p in parts))
-        if worst is None or whole.relative > worst.relative:
-            worst = whole
-    return worst if worst is not None else Difference(0.0, 0.0, 0.0)
+def _worst_gap(truth: Sequence[Arrays], found: Sequence[Arrays]) -> Difference:
+    """The difference over all samples of the float output that differs most for its size."""
+    floats = [name for name, array in truth[0].items() if _is_float(array)] if truth else []
+    return max((_gap(name, truth, found) for name in floats), key=lambda gap: gap.relative, default=Difference())
+
+
+def _is_float(array: NDArray[Any]) -> bool:
+    return array.dtype.kind == "f"
+
+
+def _sensed(form: Form, answers: Answers, sizes: Sizes) -> float | None:
+    """The median sensitivity of a graph's outputs to a millionth of its input, on a few samples."""
+    feeds = [*chain.from_iterable(sizes[size] for size in answers.outputs)][:_SENSED]
+    if not feeds or not form.own:
+        return None
+    with closing(Reference(form.graph)) as reference:
+        return float(np.median([sensitivity(reference.run, feed) for feed in feeds]))
 
 
 def _note(relative: float, sensed: float | None) -> str:
@@ -116,38 +219,3 @@ def _note(relative: float, sensed: float | None) -> str:
         f"the error ({relative:.1e} of the output) is no larger than what a millionth of the input does to it ({sensed:.1e}): "
         "this comparison shows nothing"
     )
-
-
-def worst_layer(parent: ir.Model, later: ir.Model, feeds: Arrays) -> str | None:
-    """The layer of `parent` at which the error of `later` grows most, on one sample; None where no tensor of theirs differs.
-
-    Both write a layer's result under one name; layers that `later` lost are passed over.  A few layers are watched at a time, so
-    that never all activations are in memory.
-    """
-    there = {value.name for node in later.graph for value in node.outputs}
-    tensors = {layer.name: layer.outputs[0] for layer in layers(parent) if layer.outputs and layer.outputs[0] in there}
-    errors: dict[str, float] = {}
-    for names in batched(tensors, _WATCHED):
-        watch = [tensors[name] for name in names]
-        with closing(Reference(parent, watch)) as one, closing(Reference(later, watch)) as other:
-            truth, found = one.run(feeds), other.run(feeds)
-        errors |= {name: difference(truth[tensors[name]], found[tensors[name]]).relative for name in names}
-    return first_divergence(errors)
-
-
-def first_divergence(errors: Mapping[str, float]) -> str | None:
-    """The layer at which the error grows most over the worst one before it; `errors` are relative, in topological order."""
-    worst_so_far, steepest, found = 0.0, 0.0, None
-    for layer, relative in errors.items():
-        growth = relative - worst_so_far
-        if growth > steepest:
-            steepest, found = growth, layer
-        worst_so_far = max(worst_so_far, relative)
-    return found
-
-
-def batched(names: Iterable[str], size: int) -> Iterator[tuple[str, ...]]:
-    """Runs of `size` names, the last one perhaps shorter."""
-    left = iter(names)
-    while part := tuple(islice(left, size)):
-        yield part

@@ -86,6 +86,8 @@ def _taken_from_behind(writer: Writer, node: ir.Node, columns: int) -> NDArray[A
     if bias is None or not row or node.outputs[0].shape is None or bias.ndim > len(node.outputs[0].shape):
         return None
     add.replace_input_with(place, writer.constant(f"{add.name}/nothing", np.float32(0)))
+    # What goes by one name in two graphs is compared: this is no longer the product alone.
+    node.outputs[0].name = writer.free(f"{node.outputs[0].name}/biased")
     return bias
 
 

@@ -20,6 +20,10 @@ class Writer:
         self.graph = graph
         self._taken = names(graph)
 
+    def free(self, name: str) -> str:
+        """This name, or one like it that nothing in the graph has."""
+        return unique(name, self._taken)
+
     def constant(self, name: str, array: NDArray[Any] | np.generic) -> ir.Value:
         return add_initializer(self.graph, unique(name, self._taken), np.asarray(array))
 

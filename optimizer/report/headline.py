@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from kernels.target import Target
-from optimizer.engine import Candidate, Parity, Verdict
+from optimizer.engine import Candidate, Parity, Rung, Verdict
 
 _RATES = ("top1", "top5", "agreement", "recall@")
 NUMERIC = "max_abs"
@@ -20,6 +20,12 @@ def headline_from(subject: Candidate, candidates: Sequence[Candidate], parity: P
     """One line of plain text about `subject`, the candidate that ships or that the verdict is about; `requested` is a precision."""
     parts = [_fast(subject, requested), _lost(parity), _where(parity, target), *_refused(subject, candidates)]
     return "; ".join(part for part in parts if part)
+
+
+def broken(rung: Rung) -> str:
+    """What a rung that breaks says: which step, first at which layer, by how much."""
+    where = f", first at {rung.worst_layer}" if rung.worst_layer else ""
+    return f"{rung.rung} is not the same as {rung.against}{where} ({rung.note})"
 
 
 def is_rate(metric: str) -> bool:

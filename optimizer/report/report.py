@@ -245,7 +245,7 @@ def report_from(
         headline=portable(headline_from(subject, candidates, parity, target, requested), folders),
         exit_code=exit_code,
         gate=replace(parity, reason=portable(parity.reason, folders), notes=tuple(portable(note, folders) for note in parity.notes)),
-        ladder=tuple(ladder),
+        ladder=tuple(replace(rung, note=portable(rung.note, folders)) for rung in ladder),
         precision=PrecisionReport(
             requested=requested,
             realised=lowest(layer.realised for layer in realised) if realised else lowest([subject.plan.base]),

@@ -112,12 +112,19 @@ def _precision(report: Report) -> RenderableType:
 
 
 def _ladder(report: Report) -> Table:
-    table = _table(
-        "Where it differs from its parent", ["rung", "agreement", "SQNR dB", "largest", "output's own sensitivity", "worst layer", "note"]
-    )
+    columns = ["rung", "against", "differs by", "explained", "layer", "agreement", "SQNR dB", "sensitivity", "note"]
+    table = _table("Where it differs from its parent", columns)
     for rung in report.ladder:
-        numbers = (rung.agreement, ".4f"), (rung.sqnr_db, ".1f"), (rung.max_abs, ".3g"), (rung.output_sensitivity, ".3g")
-        table.add_row(text(rung.rung), *(text(_number(*number)) for number in numbers), text(rung.worst_layer or _NONE), text(rung.note))
+        numbers = (rung.agreement, ".4f"), (rung.sqnr_db, ".1f"), (rung.output_sensitivity, ".2g")
+        table.add_row(
+            text(rung.rung, _COLOURS["fail"] if rung.breaks else ""),
+            text(rung.against),
+            text(_number(rung.difference, ".2g")),
+            text(_number(rung.explained, ".2g")),
+            text(rung.worst_layer or _NONE),
+            *(text(_number(*number)) for number in numbers),
+            text(f"breaks: {rung.note}" if rung.breaks else rung.note),
+        )
     return table
 
 

@@ -152,21 +152,49 @@ def _layers(layers: Sequence[LayerReport]) -> str:
 
 
 def _ladder(report: Report) -> str:
-    columns = ["rung", "metric", "#agreement", "#SQNR dB", "#largest difference", "#output's own sensitivity", "worst layer", "note"]
+    if not report.ladder:
+        return ""
+    columns = [
+        "rung",
+        "#differs by",
+        "#rounding explains",
+        "against",
+        "layer",
+        "#agreement",
+        "#SQNR dB",
+        "#largest",
+        "#sensitivity",
+        "sizes",
+        "note",
+    ]
     rows = [
         [
             rung.rung,
-            rung.metric,
+            _number(rung.difference, ".2g"),
+            _number(rung.explained, ".2g"),
+            rung.against,
+            rung.worst_layer or "",
             _number(rung.agreement, ".4f"),
             _number(rung.sqnr_db, ".1f"),
             _number(rung.max_abs, ".3g"),
             _number(rung.output_sensitivity, ".3g"),
-            rung.worst_layer or "",
+            "; ".join(rung.sizes),
             rung.note,
         ]
         for rung in report.ladder
     ]
-    return _table(columns, rows)
+    words = (
+        "Each form of the model against the one before it, as a part of its output, beside what rounding at its precision explains: a rung "
+        "breaks where it differs by several times as much, and names the first layer that does. Agreement, SQNR and the largest difference "
+        "are against the parent; sensitivity is what a millionth of the input does to the outputs."
+    )
+    table = _table(columns, rows, ["fail" if rung.breaks else "" for rung in report.ladder])
+    over_time = "".join(
+        f'<p>{markup(rung.rung)}, step by step</p><div class="wide">{plots.over_time(rung)}</div>'
+        for rung in report.ladder
+        if rung.over_time
+    )
+    return f'<p class="soft">{markup(words)}</p>{table}{over_time}'
 
 
 def _calibration(tensors: Sequence[TensorReport]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from optimizer.report.escape import markup
-from optimizer.report.headline import NUMERIC, dropped, points, score
+from optimizer.report.headline import NUMERIC, broken, dropped, points, score
 from optimizer.report.report import LayerReport, Report
 
 _FAIL = 3
@@ -70,8 +70,11 @@ def _ladder(report: Report) -> Iterable[_Case]:
         yield _Case(
             "ladder",
             rung.rung,
-            f"agreement {rung.agreement}, SQNR {rung.sqnr_db} dB, largest difference {rung.max_abs}, "
-            f"output's own sensitivity {rung.output_sensitivity}, worst layer {rung.worst_layer}. {rung.note}",
+            f"differs by {rung.difference} from {rung.against}, rounding explains {rung.explained}; agreement {rung.agreement}, "
+            f"SQNR {rung.sqnr_db} dB, largest difference {rung.max_abs}, output's own sensitivity {rung.output_sensitivity}, "
+            f"layer {rung.worst_layer}. {rung.note}",
+            failure=broken(rung) if rung.breaks and report.exit_code == _FAIL else "",
+            skipped=broken(rung) if rung.breaks and report.exit_code != _FAIL else "",
         )
 
 

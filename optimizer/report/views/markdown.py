@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from optimizer.report.escape import markup
-from optimizer.report.headline import dropped
+from optimizer.report.headline import broken, dropped
 from optimizer.report.report import Report, Reports
 
 
@@ -27,7 +27,8 @@ def render(report: Report | Reports) -> str:
     ]
     title = f"### optimize {_cell(report.provenance.source.file)} for {_cell(report.target.name)}: {report.verdict.upper()}"
     table = _table(("candidate", "ms", "speedup", "drop [bounds]", "outcome"), tried)
-    return f"{title}\n\n{_cell(report.headline)}\n\n{table}"
+    breaks = "".join(f"\n\nThe parity ladder breaks: {_cell(broken(rung))}" for rung in report.ladder if rung.breaks)
+    return f"{title}\n\n{_cell(report.headline)}{breaks}\n\n{table}"
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+from optimizer.engine import Rung
 from optimizer.report.escape import markup, printable
 from optimizer.report.headline import NUMERIC, dropped, points
 from optimizer.report.report import CandidateReport, LayerReport, Report, TensorReport
@@ -12,6 +14,12 @@ _WIDTH = 900
 _LABEL = 300
 _RIGHT = 130
 _ROW = 26
+_POINTS = 600
+"""Points of a sequence that are drawn."""
+
+_SMALLEST = 1e-9
+"""Errors below this are drawn as this."""
+
 _PRECISIONS = ("int8", "int8_dynamic", "fp16", "bf16", "fp32", "folded")
 
 
@@ -99,6 +107,31 @@ def layers(found: Sequence[LayerReport]) -> str:
         told = f"{layer.name} ({layer.op}): planned {layer.planned}, realised {layer.realised}"
         parts.append(_draw("rect", kind, told, x=x + 1, y=y + 2, width=max(cell - 2, 1), height=22, rx=2))
     return _svg(parts, _WIDTH, rows * 26, "Realised precision of each layer") + _key(found)
+
+
+def over_time(rung: Rung) -> str:
+    """The error of each step of a sequence, on a scale of powers of ten; of many steps each point is the worst of its stretch."""
+    stretch = -(-len(rung.over_time) // _POINTS)
+    worst = [max(rung.over_time[start : start + stretch]) for start in range(0, len(rung.over_time), stretch)]
+    powers = [math.log10(max(error, _SMALLEST)) if math.isfinite(error) else None for error in worst]
+    known = [power for power in powers if power is not None]
+    low, high = math.floor(min(known, default=0.0)), math.ceil(max(known, default=0.0) + 1e-9)
+    left, height = 70, 160
+    across, down = (_WIDTH - left - 10) / max(len(worst) - 1, 1), height / max(high - low, 1)
+    points = [(left + place * across, (high - power) * down) for place, power in enumerate(powers) if power is not None]
+    parts = [
+        *(_draw("line", "axis", x1=left, x2=_WIDTH, y1=(high - power) * down, y2=(high - power) * down) for power in range(low, high + 1)),
+        *(_text(left - 8, (high - power) * down + 4, f"1e{power}", "soft end") for power in (low, high)),
+        *(_draw("circle", "point", f"step {place * stretch}", cx=x, cy=y, r=1.5) for place, (x, y) in enumerate(points)),
+        *(
+            _draw("line", "budget", x1=left + place * across, x2=left + place * across, y1=0, y2=height)
+            for place, power in enumerate(powers)
+            if power is None
+        ),
+        _text(left, height + 18, "first step", "soft"),
+        _text(_WIDTH, height + 18, f"step {len(rung.over_time):,}", "soft end"),
+    ]
+    return _svg(parts, _WIDTH, height + 24, f"Error of {rung.rung} at each step of the sequence")
 
 
 def precision_class(precision: str) -> str:
