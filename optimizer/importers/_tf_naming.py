@@ -35,7 +35,8 @@ def name_layers(model: ir.Model, layers: Collection[str]) -> dict[str, str]:
     """
     paths = {node: _path(node) for node in model.graph}
     common = _common(path for path in paths.values() if len(path) > 1)
-    numbered = _numbered(path[len(common) :][0] for path in paths.values() if len(path) > len(common) + 1 and path[: len(common)] == common)
+    scopes = {path[len(common)] for path in paths.values() if len(path) > len(common) + 1 and path[: len(common)] == common}
+    numbered = _numbered(scopes, layers)
     named: dict[ir.Node, str] = {}
     for node, path in paths.items():
         if path:
@@ -64,6 +65,8 @@ def _write(model: ir.Model, named: dict[ir.Node, str]) -> dict[str, str]:
 def _path(node: ir.Node) -> list[str]:
     """The scopes of a node and the name of its operator; empty where the converter made the name up."""
     for name in filter(None, (node.name, *(value.name for value in node.outputs))):  # a node that took in a bias goes by the tensor
+        made_of = name.split(";")  # TensorFlow Lite names an operator after all that it was made of, the last first
+        name = made_of[-1] if node.op_type in _WORKERS else made_of[0]
         plain = re.sub(r"__\d+$", "", name.split(":")[0]) if "/" in name else name.split(":")[0]
         parts = [part for part in plain.split("/") if not _CALL.fullmatch(part)]
         if parts and not _CONVERTERS.fullmatch(plain):
@@ -77,10 +80,10 @@ def _common(paths: Iterable[Sequence[str]]) -> Sequence[str]:
     return tops[:1] if tops and len(set(tops)) == 1 else []
 
 
-def _numbered(scopes: Iterable[str]) -> bool:
+def _numbered(scopes: Collection[str], layers: Collection[str]) -> bool:
     """Whether all scopes end in a number: Keras 3 gives them one when it calls a model for the second time."""
-    tops = set(scopes)
-    return len(tops) > 1 and all(re.search(r"_1$", top) for top in tops)
+    told = len(scopes) > 1 or all(scope not in layers and scope[:-2] in layers for scope in scopes)
+    return told and all(scope.endswith("_1") for scope in scopes)
 
 
 def _layer(path: Sequence[str], layers: Collection[str]) -> str:

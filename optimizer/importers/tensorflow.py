@@ -36,6 +36,7 @@ from optimizer.provenance import sha256_of, versions
 _WORKERS = Path(__file__).parent / "workers"
 _PARTS = ("optimize_frozen", "optimize_graph_def", "optimize_tftrt", "optimize_saved_model", "optimize_keras", "optimize_tflite")
 _INSTALL = "Run pip install 'optimize[tensorflow]'."
+_TRUSTED = "Code inside the file was allowed to run, with --trust."
 _PATIENCE = 900.0
 _INLINE = 1 << 30
 
@@ -203,5 +204,5 @@ def _source(how: ImportRequest, described: _Described) -> Source:
         signature=described.signature,
         tags=described.tags,
         versions={**versions("onnx", "onnx-ir", "onnxscript", "onnxruntime", "tf2onnx"), **described.versions},
-        notes=described.notes,
+        notes=(*described.notes, *((_TRUSTED,) if how.trust else ())),
     )

@@ -151,7 +151,7 @@ def refuse_text(channel: Channel, name: str, graph: tf.Graph) -> None:
         for value in op.outputs
         if is_number(value.dtype) and any(reader not in before for reader in value.consumers())
     ]
-    work = next((op for op in found if op.type != "Placeholder"), found[0])
+    work = next((op for op in found if op in fed and op.type != "Placeholder"), found[0])
     channel.refuse(
         f"{name} works on strings or look-up tables ({work.type} in {work.name!r}{_more(len(found) - 1)}), which no engine does.",
         f"Cut the model there: save it anew so that {' and '.join(map(_told, cuts))} is its input, and do what comes before outside of it."

@@ -42,8 +42,7 @@ def opened(channel: Channel, request: Mapping[str, Any]) -> optimize_frozen.Open
     if not request["trust"]:
         refuse_code(channel, name, config)
     channel.see(Path(request["folder"]))
-    own = own_classes(channel, config) if request["trust"] else {}
-    model, keras = loaded(channel, file, name, version, own, request["trust"])
+    model, keras = loaded(channel, file, name, version, config, request["trust"])
     inputs, call = called(channel, name, model)
     with channel.theirs(f"Running {name}", "Save it as a SavedModel from the program that made it, and give that."):
         function = tf.function(call).get_concrete_function(*inputs.values())
@@ -128,7 +127,7 @@ def refuse_code(channel: Channel, name: str, config: Any) -> None:
             label = entry["config"].get("name", kind) if isinstance(entry.get("config"), dict) else kind
             channel.refuse(f"{name} holds Python code (the Lambda layer {label!r}), which runs when it is loaded.", TRUST)
         module = entry.get("module")
-        if isinstance(module, str) and module.split(".")[0] not in OWN:
+        if isinstance(module, str) and (module.split(".")[0] not in OWN if module != "builtins" else kind != "function"):
             channel.refuse(f"{name} names {module}.{kind}, which is none of Keras's own classes, and loading it runs that module.", TRUST)
 
 
@@ -155,23 +154,24 @@ def own_classes(channel: Channel, config: Any) -> dict[str, Any]:
     return found
 
 
-def loaded(channel: Channel, file: Path, name: str, version: str, own: Mapping[str, Any], trust: bool) -> tuple[Any, ModuleType]:
+def loaded(channel: Channel, file: Path, name: str, version: str, config: Any, trust: bool) -> tuple[Any, ModuleType]:
     """The model by the Keras that wrote it, else by the other one; refused with what the first said."""
     there = {module.__version__.split(".")[0]: module for module in reversed(installed())}
     if not there:
         channel.refuse("Reading a Keras model needs Keras, which is not installed.", "Run pip install 'optimize[tensorflow]'.", exit_code=5)
+    own = own_classes(channel, config) if trust else {}
     first = version.split(".")[0]
     first_said = ""
     for major in sorted(there, key=lambda major: major != first):
         safe = {"safe_mode": False} if trust and hasattr(there[major], "saving") else {}
         try:
-            return there[major].models.load_model(str(file), custom_objects=dict(own), compile=False, **safe), there[major]
+            return there[major].models.load_model(str(file), custom_objects=own, compile=False, **safe), there[major]
         except Exception as error:
             first_said = first_said or f"{there[major].__name__} {there[major].__version__} says: {type(error).__name__}: {error}"
     said = " ".join(first_said.split())[:300]
-    own = sorted({str(entry["registered_name"]) for entry in entries(config) if ">" in str(entry.get("registered_name"))})
-    if own or "Unknown layer" in said or "Could not locate" in said:
-        channel.refuse(f"{name} uses {', '.join(own) or 'classes'} that Keras does not have here ({said}).", CUSTOM)
+    registered = sorted({str(entry["registered_name"]) for entry in entries(config) if ">" in str(entry.get("registered_name"))})
+    if registered or "Unknown layer" in said or "Could not locate" in said:
+        channel.refuse(f"{name} uses {', '.join(registered) or 'classes'} that Keras does not have here ({said}).", CUSTOM)
     return channel.refuse(f"{name} can't be loaded ({said}).", WHOLE)
 
 
