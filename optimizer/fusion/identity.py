@@ -36,6 +36,16 @@ def _same_shape(node: ir.Node) -> str | None:
     return None if before is not None and before == after else "the shape changes, or is not known"
 
 
+def _reshape(node: ir.Node) -> str | None:
+    """Numbers are neither lost nor made, so that one free size that has kept its place is the same size."""
+    before, after = _x(node).shape, node.outputs[0].shape
+    if before is not None and after is not None:
+        sizes = [[size if isinstance(size, int) else None for size in shape] for shape in (before, after)]
+        if sizes[0] == sizes[1] and sizes[0].count(None) == 1 and 0 not in sizes[0]:
+            return None
+    return _same_shape(node)
+
+
 def _transpose(node: ir.Node) -> str | None:
     order = permutation(node)
     return None if order is not None and order == tuple(range(len(order))) else "the axes change their order"
@@ -89,8 +99,8 @@ UNCHANGED: dict[str, Callable[[ir.Node], str | None]] = {
     "Identity": _never_changes,
     "Dropout": _dropout,
     "Cast": _cast,
-    "Reshape": _same_shape,
-    "Flatten": _same_shape,
+    "Reshape": _reshape,
+    "Flatten": _reshape,
     "Expand": _same_shape,
     "Transpose": _transpose,
     "Slice": _slice,
@@ -139,6 +149,29 @@ class CastLike(Rule):
         return op.Cast(x, to=y.dtype)
 
 
+class ReversedTwice(Rule):
+    """Slices that each take all of one axis from its last element to its first: two of them give back what they take."""
+
+    def __init__(self) -> None:
+        super().__init__("Slice back and back again")
+
+    def pattern(self, op: Any, x: Any, a: Any, b: Any, axis: Any, step: Any, c: Any, d: Any, axis2: Any, step2: Any) -> Any:
+        return op.Slice(op.Slice(x, a, b, axis, step), c, d, axis2, step2, _outputs=["y"])
+
+    def check(self, _context: Any, x: ir.Value, y: ir.Value, axis: ir.Value, axis2: ir.Value, **numbers: ir.Value) -> MatchResult:
+        a, b, step, c, d, step2 = (integers(numbers[name]) for name in ("a", "b", "step", "c", "d", "step2"))
+        dimensions = rank(x)
+        chosen = [] if dimensions is None else [{each % dimensions for each in integers(value) or ()} for value in (axis, axis2)]
+        if not a == c == step == step2 == (-1,) or not all(end is not None and end[0] <= -(2**31) for end in (b, d)):
+            return refused("a slice does more than turn one axis round", y)
+        if not chosen or chosen[0] != chosen[1] or len(chosen[0]) != 1:
+            return refused("the two turn different axes round", axis, axis2)
+        return MatchResult() if stands_for(x, y) else refused("input and output are both open to the caller", x, y)
+
+    def rewrite(self, _op: Any, x: ir.Value, **_: Any) -> Any:
+        return x
+
+
 TYPES: tuple[Rule, ...] = (CastLike(), Removed("Cast"))
 
-RULES: tuple[Rule, ...] = (*TYPES, *(Removed(operator) for operator in UNCHANGED if operator != "Cast"))
+RULES: tuple[Rule, ...] = (*TYPES, ReversedTwice(), *(Removed(operator) for operator in UNCHANGED if operator != "Cast"))

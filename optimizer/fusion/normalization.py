@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -11,7 +11,7 @@ from onnxscript.rewriter import MatchResult
 from onnxscript.rewriter.pattern import OrValue
 
 from optimizer.fusion.conditions import FLOATS, fits, input_of, integers, known, near, number, producer, rank, size
-from optimizer.fusion.rule import Rule, refused
+from optimizer.fusion.rule import Rule, either, refused
 
 
 class LayerNormalization(Rule):
@@ -28,12 +28,10 @@ class LayerNormalization(Rule):
     def pattern(self, op: Any, x: Any, axes: Any, axes2: Any, two: Any, epsilon: Any, one: Any) -> Any:
         mean = op.ReduceMean(x, axes, _outputs=["mean"])
         centred = op.Sub(x, mean, _outputs=["centred"])
-        square = OrValue([op.Pow(centred, two), op.Mul(centred, centred)])
-        variance = op.ReduceMean(square, axes2, _outputs=["variance"])
-        deviation = op.Sqrt(op.Add(variance, epsilon))
+        deviation = _deviation(op, centred, axes2, two, epsilon)
         if self.form == "d / s":
             return op.Div(centred, deviation, _outputs=["z"])
-        inverse = OrValue([op.Reciprocal(deviation), op.Div(one, deviation)])
+        inverse = _inverse(op, deviation, one)
         return op.Mul(inverse, centred, _outputs=["z"]) if self.form == "1/s d" else op.Mul(centred, inverse, _outputs=["z"])
 
     def check(
@@ -71,6 +69,43 @@ class LayerNormalization(Rule):
         assert x.dtype is not None
         ones = op.initializer(ir.tensor(np.ones(normalized, x.dtype.numpy())), name=f"{producer(z).name}.scale")
         return op.LayerNormalization(x, ones, axis=-len(normalized), epsilon=number(epsilon))
+
+
+class MultipliedOut(LayerNormalization):
+    """The same with scale and shift multiplied out, as Keras writes it: x k + (b - m k) with k = scale / sqrt(variance + epsilon).
+
+    `shift` is how -m k (and b, where there is one) stand there; the scale and the shift are put behind the normalization again.
+    """
+
+    def __init__(self, shift: Literal["-m k", "-(m k)", "-m k + b", "b - m k"], scaled: bool) -> None:
+        super().__init__(shift)
+        self.scaled = scaled
+
+    def pattern(self, op: Any, x: Any, axes: Any, axes2: Any, two: Any, epsilon: Any, one: Any, scale: Any, shift: Any) -> Any:  # type: ignore[override]
+        mean = op.ReduceMean(x, axes, _outputs=["mean"])
+        inverse = _inverse(op, _deviation(op, op.Sub(x, mean), axes2, two, epsilon), one)
+        factor = op.Mul(inverse, scale) if self.scaled else inverse
+        moved = {
+            "-m k": lambda: either(op.Mul, op.Neg(mean), factor),
+            "-(m k)": lambda: op.Neg(either(op.Mul, mean, factor)),
+            "-m k + b": lambda: op.Add(either(op.Mul, op.Neg(mean), factor), shift),
+            "b - m k": lambda: op.Sub(shift, either(op.Mul, mean, factor)),
+        }[self.form]()
+        return op.Add(either(op.Mul, x, factor), moved, _outputs=["z"])
+
+    def rewrite(self, op: Any, x: ir.Value, scale: ir.Value | None, shift: ir.Value | None, **values: Any) -> Any:  # type: ignore[override]
+        result = super().rewrite(op, x, **values)
+        result = result if scale is None else op.Mul(result, scale)
+        return result if shift is None else op.Add(result, shift)
+
+
+def _deviation(op: Any, centred: Any, axes: Any, two: Any, epsilon: Any) -> Any:
+    square = OrValue([op.Pow(centred, two), op.Mul(centred, centred)])
+    return op.Sqrt(op.Add(op.ReduceMean(square, axes, _outputs=["variance"]), epsilon))
+
+
+def _inverse(op: Any, deviation: Any, one: Any) -> Any:
+    return OrValue([op.Reciprocal(deviation), op.Div(one, deviation)])
 
 
 def _normalized(x: ir.Value, axes: ir.Value | None) -> tuple[int, ...] | str:
@@ -136,8 +171,11 @@ class IntoNormalization(Rule):
         return first, second
 
 
+_SHIFTS: tuple[Literal["-m k", "-(m k)", "-m k + b", "b - m k"], ...] = ("-m k", "-(m k)", "-m k + b", "b - m k")
+
 RULES: tuple[Rule, ...] = (
     *(LayerNormalization(form) for form in ("d / s", "d 1/s", "1/s d")),
+    *(MultipliedOut(shift, scaled) for shift in _SHIFTS for scaled in (True, False)),
     IntoNormalization("Mul"),
     IntoNormalization("Add"),
 )

@@ -215,6 +215,8 @@ class _Flip:
                     _reread(reader, value, turned)
                     self._follow(reader, inverse(order))
         elif taking is not None:
+            self.writer.graph.remove(taking)
+            self._put(taking, node)  # a reader may stand before it
             turned = taking.outputs[0]
         else:
             turned_shape = None if shape is None else ir.Shape([shape[axis] for axis in order])
@@ -252,12 +254,16 @@ class _Flip:
         node = ir.node("Transpose", [value], {"perm": list(order)})
         new = node.outputs[0]
         new.name, new.type, new.shape = unique(f"{value.name}.transposed", self.writer.taken), value.type, shape
+        self._put(node, place)
+        self.made.append(node)
+        return new
+
+    def _put(self, node: ir.Node, place: ir.Node | None) -> None:
+        """Right behind what it reads: another node, or an input of the graph."""
         if place is not None:
             self.writer.graph.insert_after(place, node)
         else:
             self.writer.graph.insert_before(self.writer.graph[0], node)
-        self.made.append(node)
-        return new
 
 
 def _reread(reader: ir.Node, old: ir.Value, new: ir.Value | None) -> None:

@@ -131,6 +131,29 @@ def test_scale_and_shift_behind_a_layer_normalization_become_its_own(build: Any,
         assert len(next(iter(after.graph.graph)).inputs) == 3
 
 
+MULTIPLIED_OUT = (
+    "minus = Neg(m) t = Mul(minus, k) z = Add(a, t)",
+    "p = Mul(m, k) t = Neg(p) z = Add(a, t)",
+    "minus = Neg(m) p = Mul(k, minus) t = Add(p, beta) z = Add(a, t)",
+    "p = Mul(m, k) t = Sub(beta, p) z = Add(a, t)",
+)
+
+
+@pytest.mark.parametrize("shift", MULTIPLIED_OUT)
+@pytest.mark.parametrize("factor", ["k = Mul(r, gamma)", "k = Identity(r)"])
+def test_layer_normalization_is_found_with_scale_and_shift_multiplied_out(
+    build: Any, fused: Any, operators: Any, factor: str, shift: str
+) -> None:
+    ending = f"r = Reciprocal(s) {factor} a = Mul(x, k) {shift}"
+    constants = {name: R.normal(size=(1, 1, 1, 5)) for name in ("gamma", "beta") if name in ending}
+    assert operators(fused(normalization(build, ending, **constants), tolerance=1e-9)) == ["LayerNormalization"]
+
+
+def test_a_multiplied_out_normalization_with_another_factor_stays(build: Any, fused: Any, operators: Any) -> None:
+    ending = "r = Reciprocal(s) k = Mul(r, gamma) a = Mul(x, k) minus = Neg(m) t = Mul(minus, r) z = Add(a, t)"
+    assert "LayerNormalization" not in operators(fused(normalization(build, ending, gamma=R.normal(size=5)), tolerance=1e-9))
+
+
 def test_a_scale_that_is_not_by_normalized_element_stays(build: Any, fused: Any, operators: Any, reasons: Any) -> None:
     model = normalization(build, "n = Div(d, s) z = Mul(n, gamma)", gamma=R.normal(size=(4, 1)))
     after = fused(model)

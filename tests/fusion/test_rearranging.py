@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimizer.fusion.identity import Removed
+from optimizer.fusion.identity import Removed, ReversedTwice
 from optimizer.fusion.reshaping import Chain
 from optimizer.fusion.transposition import Two
 
@@ -125,6 +125,36 @@ def test_a_node_with_an_effect_stays(
     operator = node.partition("(")[0].partition("<")[0]
     assert operator in operators(fused(model))
     assert reasons(model, Removed(operator)) == {reason}
+
+
+BACK = {"start": np.array([-1]), "end": np.array([-(2**63) + 1]), "step": np.array([-1]), "second": np.array([-2]), "first": np.array([0])}
+
+
+@pytest.mark.parametrize("axis", ["first", "second"])
+def test_a_sequence_turned_round_twice_is_itself(build: Any, fused: Any, operators: Any, axis: str) -> None:
+    body = f"r = Relu(x) y = Slice(r, start, end, first, step) t = Slice(y, start, end, {axis}, step) z = Neg(t)"
+    after = fused(build("double[n,3] x", "double z", body, **BACK))
+    assert operators(after) == ["Relu", "Neg"]
+
+
+def test_turning_other_axes_or_a_part_is_not_turning_back(build: Any, reasons: Any) -> None:
+    body = "r = Relu(x) y = Slice(r, start, end, first, step) t = Slice(y, start, end, last, step) z = Neg(t)"
+    used = {name: value for name, value in BACK.items() if name != "second"}
+    assert reasons(build("double[n,3] x", "double z", body, last=np.array([1]), **used), ReversedTwice()) == {
+        "the two turn different axes round"
+    }
+    part = used | {"end": np.array([-3])}
+    assert reasons(build("double[n,3] x", "double z", body, last=np.array([0]), **part), ReversedTwice()) == {
+        "a slice does more than turn one axis round"
+    }
+
+
+def test_a_reshape_that_keeps_the_one_free_size_in_place_goes(build: Any, fused: Any, operators: Any) -> None:
+    def model(target: list[int]) -> Any:
+        return build("double[n,4] x", "double z", "r = Relu(x) y = Reshape(r, shape) z = Neg(y)", shape=np.array(target))
+
+    assert operators(fused(model([-1, 4]))) == ["Relu", "Neg"]
+    assert operators(fused(model([4, -1]))) == ["Relu", "Reshape", "Neg"]
 
 
 def test_a_dropout_in_training_or_with_a_mask_that_is_read_stays(build: Any, reasons: Any) -> None:
