@@ -7,6 +7,7 @@ lies in `out`, its inputs and outputs under their names, the other tensors calle
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 import onnx
 import tensorflow as tf
 from tf2onnx import optimizer, tfonnx, utils
-from tf2onnx.handler import tf_op
+from tf2onnx.handler import tf_op, tfl_op
 from tf2onnx.optimizer import back_to_back_optimizer
 from tf2onnx.optimizer.transpose_optimizer import TransposeOptimizer
 
@@ -115,6 +116,29 @@ class Erfc:
         factors = [product.inputs[place].input[0], product.input[1 - place]]
         made = ctx.make_node("Mul", factors, name=f"{node.name}/Mul", shapes=product.output_shapes, dtypes=product.output_dtypes)
         return str(made.output[0])
+
+
+@tfl_op(["TFL_GELU"])
+class LiteGelu:
+    """TensorFlow Lite's GELU, by erf or by tanh, in the operators that our own fusion knows it by; tf2onnx has none for it."""
+
+    @classmethod
+    def version_9(cls, ctx: Any, node: Any, **_: Any) -> None:
+        def made(operator: str, *inputs: str) -> str:
+            return str(ctx.make_node(operator, list(inputs), shapes=node.output_shapes, dtypes=node.output_dtypes).output[0])
+
+        def number(value: float) -> str:
+            return str(ctx.make_const(utils.make_name("gelu"), np.array(value, np.float32)).output[0])
+
+        x, shapes, dtypes = node.input[0], node.output_shapes, node.output_dtypes
+        if node.get_attr_value("approximate"):
+            cubic = made("Mul", made("Mul", made("Mul", x, x), x), number(0.044715))
+            curve = made("Tanh", made("Mul", made("Add", x, cubic), number(math.sqrt(2 / math.pi))))
+        else:
+            curve = made("Erf", made("Mul", x, number(math.sqrt(0.5))))
+        doubled = made("Mul", x, made("Add", curve, number(1)))
+        ctx.remove_node(node.name)
+        ctx.make_node("Mul", [doubled, number(0.5)], name=node.name, outputs=node.output, shapes=shapes, dtypes=dtypes)
 
 
 def refuse_unconverted(channel: Channel, name: str, model: onnx.ModelProto) -> None:
