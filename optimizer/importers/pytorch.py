@@ -37,6 +37,7 @@ _WORKERS = Path(__file__).parent / "workers"
 _PARTS = [_WORKERS / f"optimize_{part}.py" for part in ("checkpoint", "inputs", "huggingface", "network")]
 """What the workers import, each after those that it imports itself."""
 
+_EXPORT = "torch_export.py"
 _PATIENCE = 3600.0
 
 
@@ -74,7 +75,7 @@ def load(how: ImportRequest, track: Track = silent) -> Model:
     _check_installed(how)
     file = examined(how.file)
     check_trusted(file, how.trust)
-    refused = ""
+    refused: list[str] = []
     for exporter in ("legacy",) if file.kind == "torchscript" else ("dynamo", "legacy"):  # one of them takes no TorchScript
         track("import", 0, 2)
         export = _exported(file, how, exporter)
@@ -82,12 +83,13 @@ def load(how: ImportRequest, track: Track = silent) -> Model:
         try:
             graph, difference = _graph(how, export)
         except UnlikeError as error:
-            refused = refused or str(error)
+            refused.append(str(error).rstrip("."))
             continue
         track("import", 2, 2)
         return _model(file, how, graph, export.network, (*export.notes, *_told(refused, difference)))
     free = any(not shape.fixed for shape in how.shapes.values())
-    raise InputError(f"PyTorch's exporter can't turn this network into a graph: {refused}", _remedy(free))
+    older = f"; with the older one {refused[1]}" if len(refused) > 1 else ""
+    raise InputError(f"PyTorch's exporter can't turn this network into a graph: {refused[0]}{older}.", _remedy(free))
 
 
 def running(how: ImportRequest, model: Model) -> SourceRun:
@@ -112,7 +114,7 @@ def _check_installed(how: ImportRequest) -> None:
 
 
 def _command(worker: str, file: TorchFile, how: ImportRequest) -> list[str]:
-    needs = ["torch", *(["transformers"] if file.kind == "folder" else [])]
+    needs = ["torch", *(["transformers"] if file.kind == "folder" else []), *(["onnx"] if worker == _EXPORT else [])]
     return isolated(_WORKERS / worker, *_PARTS, python=how.source_python, needs=needs)
 
 
@@ -149,7 +151,7 @@ def _exported(file: TorchFile, how: ImportRequest, exporter: str) -> _Export:
     """Run the worker to its end."""
     request = {**_request(file, how), "exporter": exporter, "out": str(how.scratch / "exported.onnx")}
     network, probes, opset, notes = _Network(), [], 0, tuple[str, ...]()
-    with Child(_command("torch_export.py", file, how), folder=how.user_folder, what=f"Importing {file.path.name}") as child:
+    with Child(_command(_EXPORT, file, how), folder=how.user_folder, what=f"Importing {file.path.name}") as child:
         child.send(request)
         while (message := child.receive(_PATIENCE)).event["event"] not in {"done", "unexportable"}:
             try:
@@ -194,11 +196,11 @@ def _trusted(file: TorchFile, network: _Network) -> tuple[str, ...]:
     return (f"Trusted, with --trust: {file.path.name} is {RUNS_CODE.get(file.kind, 'a pickle')}, which can run any code that is in it.",)
 
 
-def _told(refused: str, difference: float) -> tuple[str, ...]:
+def _told(refused: list[str], difference: float) -> tuple[str, ...]:
     same = f"The graph's answers differ from PyTorch's by at most {difference:.1e} of the largest."
     if not refused:
         return (same,)
-    return (f"Exported by torch's older exporter, because with the newer one {refused.rstrip('.')}.", same)
+    return (f"Exported by torch's older exporter, because with the newer one {refused[0]}.", same)
 
 
 def _remedy(free: bool) -> str:

@@ -3,8 +3,8 @@
 The request: `file`, `name`, `kind` and `parts` (see `_torch_file`), `trust`, `factory`, `factory_args`, `folder` (the user's), `shapes`
 {input: [smallest, usual, largest]}, `exporter` ("dynamo" or "legacy"), `out`.  The answers: `model` {modules, outputs, versions, notes,
 trusted, code_ran}, then `exported` {opset, notes} or `unexportable` {said}, then `probe` {words, zeros} with the inputs and outputs of
-the network itself, at each size tried and where all numbers are 0.  It works with torch 1.13 and Python 3.8, without ONNX for the older
-exporter.
+the network itself, at each size tried and where all numbers are 0.  Beside torch it needs onnx, which both exporters import, and
+onnxscript for the newer one; it is written for torch 1.13 and Python 3.8.
 """
 
 from __future__ import annotations
