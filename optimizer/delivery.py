@@ -13,6 +13,7 @@ from optimizer.backends import backend, missing, serving
 from optimizer.climbing import climb_to_engine, fault_before_precision, read_as
 from optimizer.engine import Candidate, Parity, Rung
 from optimizer.errors import UnavailableError
+from optimizer.fusion import fuse
 from optimizer.graph import clone, fixed
 from optimizer.model import SHAPES, Model
 from optimizer.package.handover import write_handover
@@ -23,7 +24,7 @@ from optimizer.planner.given import plan_from_file, refuse_what_does_not_fit
 from optimizer.planner.problem import Problem
 from optimizer.planner.search import search
 from optimizer.precision import typed
-from optimizer.preparation import PACKAGES, Prepared
+from optimizer.preparation import PACKAGES, Prepared, table_for
 from optimizer.progress import Track
 from optimizer.provenance import sha256_of_file, to_json, versions
 from optimizer.reference import UNSEEN
@@ -44,7 +45,7 @@ def deliver(prepared: Prepared, target: Target, folder: Path, scratch: Path, tra
     Raises:
         UnavailableError: target, backend or precision can't be had.
     """
-    problem, notes = _problem(prepared, target)
+    problem, notes = _problem(prepared, target, track)
     feed = typical(prepared.numeric[0], prepared.fused.inputs, prepared.request.shapes)
     candidates = list(search(problem, feed, scratch, track))
     candidates = timed(problem, candidates, feed, track)
@@ -69,7 +70,7 @@ def deliver(prepared: Prepared, target: Target, folder: Path, scratch: Path, tra
         provenance=provenance,
         exit_code=code,
         ladder=ladder,
-        calibration=_tensors(prepared, problem.model, subject.plan),
+        calibration=_tensors(problem, subject.plan),
         notes=(*_breaks(ladder), *prepared.notes, *notes, *prepared.imported.source.notes, *written, *_looks(provenance), *_unseen(parity)),
         folders=(folder, scratch, prepared.request.folder),
     )
@@ -79,7 +80,7 @@ def deliver(prepared: Prepared, target: Target, folder: Path, scratch: Path, tra
     return report
 
 
-def _problem(prepared: Prepared, target: Target) -> tuple[Problem, tuple[str, ...]]:
+def _problem(prepared: Prepared, target: Target, track: Track) -> tuple[Problem, tuple[str, ...]]:
     """What is searched for this target: one backend that serves it, its knobs, the model in shapes that it can take."""
     request = prepared.request
     given = plan_from_file(request.plan) if request.plan is not None else None
@@ -98,7 +99,7 @@ def _problem(prepared: Prepared, target: Target) -> tuple[Problem, tuple[str, ..
         knobs=knobs,
         choices=choices,
         wanted=request.precision,
-        table=prepared.table,
+        table=table_for(prepared, model, track),
         screening=prepared.screening,
         parent=prepared.parent,
         shapes=request.shapes,
@@ -156,7 +157,9 @@ def _shaped(prepared: Prepared, capability: Capability) -> tuple[Model, tuple[st
     sizes = {name: shape.usual for name, shape in shapes.items()}
     told = ", ".join(f"{name}={'x'.join(str(size) for size in shape)}" for name, shape in sizes.items())
     note = f"Free dimensions are fixed, as the data has them: {told}. For a range give --shapes name=smallest:usual:largest."
-    return model.with_graph(fixed(model.graph, sizes)), (note,)
+    shaped = model.with_graph(fixed(model.graph, sizes))
+    # An If that asks for a size is decided now.
+    return fuse(shaped) if any(node.op_type == "If" for node in shaped.graph.graph) else shaped, (note,)
 
 
 def _demands(prepared: Prepared, subject: Candidate, parity: Parity, ladder: Sequence[Rung]) -> tuple[Parity, int]:
@@ -189,12 +192,12 @@ def _ladder(prepared: Prepared, problem: Problem, subject: Candidate, track: Tra
     return climb_to_engine(prepared.climbed, prepared.imported, problem, subject, prepared.sizes, sequence, metric, track).rungs
 
 
-def _tensors(prepared: Prepared, model: Model, plan: Plan) -> tuple[TensorReport, ...]:
+def _tensors(problem: Problem, plan: Plan) -> tuple[TensorReport, ...]:
     """What calibration saw of each tensor that has a range in the plan."""
-    table = prepared.table
+    table = problem.table
     if table is None:
         return ()
-    writers = {output: layer.name for layer in model.layers for output in layer.outputs}
+    writers = {output: layer.name for layer in problem.model.layers for output in layer.outputs}
     return tuple(tensor_report_from(name, writers.get(name, ""), table.statistics[name], chosen) for name, chosen in plan.ranges.items())
 
 
@@ -247,8 +250,8 @@ def _ship(prepared: Prepared, problem: Problem, subject: Candidate, candidates: 
         graph = typed(problem.model, subject.plan, problem.capability)
         notes = write_handover(graph, problem.target, folder, name=prepared.imported.source.file)
     (folder / "plan.json").write_bytes(to_json(subject.plan))
-    if prepared.table is not None:
-        (folder / "calibration.json").write_bytes(prepared.table.to_json())
+    if problem.table is not None:
+        (folder / "calibration.json").write_bytes(problem.table.to_json())
     (folder / "timings.json").write_bytes(to_json({one.name: one.timing for one in candidates}))
     return notes
 

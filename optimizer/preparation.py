@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from calibration.table import Table
 from kernels.target import this_cpu
 from optimizer import importers
-from optimizer.calibrate import calibrate
+from optimizer.calibrate import calibrate, watched
 from optimizer.climbing import climb_to_fused, read_as, sizes_of
 from optimizer.data import Samples, open_samples, random_samples
 from optimizer.engine import Arrays
@@ -190,6 +190,22 @@ def _calibrated(
         notes.append("Calibrated on random numbers, as asked with --random-calibration: its ranges are those of no real data.")
         return calibrate(fused, feeds, key=_key(request, fused, "random", RANDOM), threads=threads, track=track), feeds
     return None, ()
+
+
+def table_for(prepared: Prepared, model: Model, track: Track) -> Table | None:
+    """The table for a form of the fused model: the one that there is, or where that has not seen all of its tensors, another.
+
+    With its sizes fixed a model may have lost an If, and its branch's tensors are seen for the first time.
+    """
+    request, table, samples = prepared.request, prepared.table, prepared.calibration
+    if table is None or set(watched(model)) <= table.statistics.keys():
+        return table
+    threads = request.threads or this_cpu().cores
+    if samples is None:
+        key = _key(request, model, "random", RANDOM)
+        return calibrate(model, prepared.screening, key=key, threads=threads, track=track)
+    with _with_states(prepared.imported, samples) as feeds:
+        return calibrate(model, feeds, key=_key(request, model, samples.sha256, len(samples)), threads=threads, track=track)
 
 
 @contextmanager

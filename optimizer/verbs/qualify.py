@@ -37,6 +37,7 @@ from optimizer.progress import Track, silent
 from optimizer.provenance import from_json, sha256_of, sha256_of_file, to_json, versions
 from optimizer.reference import Reference
 from optimizer.report.report import Report
+from optimizer.sequence import error_over_time, independent_after, states_of
 
 SCHEMA = "optimize.attestation/1"
 FOLDER = "attestations"
@@ -229,7 +230,9 @@ def _gated(
         return None, "timed only: the build itself was not gated, so there is neither metric nor budget; build with --evaluation"
     metric = metric_from_name(asked.metric, Path.cwd())
     question = ask(parent.engine.run, samples, metric, Budget(asked.budget, relative=False), track=track)
-    return judge(question, engine.run, samples, gated_on=device, track=track), ""
+    states = states_of(samples.preprocessing)
+    block = independent_after(error_over_time(parent.engine.run, engine.run, samples)) if states else 1
+    return judge(question, engine.run, samples, gated_on=device, block=block, track=track), ""
 
 
 def _write(found: Attestation, folder: Path, now: datetime) -> None:

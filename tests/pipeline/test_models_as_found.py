@@ -159,3 +159,30 @@ def test_a_model_without_any_layer_is_built_and_has_no_int8_plan(found: Found) -
     report = found("g (float[N, 8] x) => (float[N, 8] y) { y = Identity(x) }", {}, {"x": floats(12, 8)})
     assert report["verdict"] == "pass"
     assert any("No layer of this model" in one["reason"] for one in report["candidates"])
+
+
+def test_a_branch_that_the_datas_size_decides_is_quantized_where_sizes_are_fixed(found: Found) -> None:
+    """For a GPU free sizes are fixed: the If that asks for one is gone, and its branch's tensors, seen for the first time, calibrated."""
+    text = """g (float[N, M] x) => (float[N, P] y) <int64 one = {1}, int64 wide = {64}> {
+        s = Shape(x) m = Gather(s, one) c = Equal(m, wide)
+        y = If(c) <
+            then_branch = yes () => (float[N, 64] t) { h = MatMul(x, w) r = Relu(h) k = MatMul(r, w) q = Relu(k) t = MatMul(q, w) },
+            else_branch = no () => (float[N, M] e) { e = Identity(x) }
+        >
+    }"""
+    report = found(text, {"w": floats(64, 64)}, {"x": floats(40, 64)}, target="h100", precision="int8")
+    layers = {layer["name"]: layer["planned"] for layer in report["precision"]["layers"]}
+    assert [name for name, planned in layers.items() if planned == "int8"] == ["If:y.then.MatMul", "If:y.then.MatMul#2"]
+    assert {"x", "r"} <= {tensor["name"] for tensor in report["calibration"]}
+    assert any("Free dimensions are fixed" in note for note in report["notes"])
+
+
+def test_a_branch_that_a_run_decides_stays_float_and_is_told(found: Found) -> None:
+    text = """g (float[N, 64] x) => (float[N, 64] y) <float zero = {0}> {
+        s = ReduceSum<keepdims = 0>(x) c = Greater(s, zero) a = MatMul(x, w)
+        y = If(c) <then_branch = yes () => (float[N, 64] t) { t = MatMul(a, w) }, else_branch = no () => (float[N, 64] e) { e = Neg(a) }>
+    }"""
+    report = found(text, {"w": floats(64, 64)}, {"x": floats(40, 64)}, precision="int8")
+    layer = next(layer for layer in report["precision"]["layers"] if layer["op"] == "If")
+    assert layer["realised"] == "fp32"
+    assert "what is inside it stays in FP32" in layer["reason"]
