@@ -28,6 +28,10 @@ _WORKERS = frozenset(
 """Operators that are what their module is about."""
 
 
+_CALLED = {"ReduceMean": "mean", "ReduceSum": "sum", "ReduceMax": "amax", "Concat": "cat", "Gemm": "linear", "LeakyRelu": "leaky_relu"}
+"""How torch calls what the older exporter names after ONNX, where that is not the same in small letters."""
+
+
 class _Origin(NamedTuple):
     """Which module a node came from, the op that was called in it, and which call that was."""
 
@@ -81,7 +85,7 @@ def _from_legacy_name(node: ir.Node, modules: Mapping[str, str]) -> _Origin:
             path = re.sub(r"_\d+$", "", path)  # the second call of a module
     if modules.get(path, "").startswith("torch.nn."):  # one call, however many nodes
         return _Origin(path, "", "/".join(steps))
-    return _Origin(path, node.op_type.lower(), node.name or "")
+    return _Origin(path, _CALLED.get(node.op_type, node.op_type.lower()), node.name or "")
 
 
 def _base(origin: _Origin, layers: frozenset[str]) -> str:

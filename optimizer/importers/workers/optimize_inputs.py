@@ -98,7 +98,10 @@ class Inputs:
         """
         yield "the usual shape", self.example({})
         seen: set[tuple[Any, ...]] = set()
-        for label, (name, axis) in {label: key for key, label in reversed(list(self.labels.items()))}.items():
+        first: dict[str, tuple[str, int]] = {}
+        for key, label in self.labels.items():
+            first.setdefault(label, key)
+        for label, (name, axis) in first.items():
             smallest, usual, largest = self.three(name, axis)
             ran = 0
             for size in dict.fromkeys((smallest, usual + 1, largest, (smallest + usual) // 2)):
