@@ -71,9 +71,7 @@ def test_the_keyword_model_comes_out_of_its_saved_model_without_a_transpose(load
 def test_the_parent_answers_in_its_own_tensorflow_and_shows_its_layers(models: Path, tmp_path: Path) -> None:
     how = ImportRequest(models / "cnn3.keras", tmp_path, tmp_path)
     model = importers.load(how)
-    assert {"stem+stem_bn": "Conv", "dw+dw_bn": "Conv", "act": "Gelu", "probs": "Gemm"}.items() <= (
-        ops(fuse(model)) | {"probs": "Gemm"}
-    ).items()
+    assert {"stem+stem_bn": "Conv", "dw+dw_bn": "Conv", "act": "Gelu"}.items() <= ops(fuse(model)).items()
     x = RNG.standard_normal((3, 16, 16, 3)).astype(np.float32)
     parent = importers.running(how, model)
     try:
@@ -85,7 +83,7 @@ def test_the_parent_answers_in_its_own_tensorflow_and_shows_its_layers(models: P
             "gap": (3, 8),
         }
         with pytest.raises(InputError, match="does not run in its own TensorFlow"):
-            parent.run({"image": x[:, :5]})
+            parent.run({"image": x[..., :2]})
     finally:
         parent.close()
 
