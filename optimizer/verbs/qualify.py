@@ -92,7 +92,7 @@ def qualify(
     target = target_from_name(passport.target)
     with ExitStack() as stack:
         subject: Engine = stack.enter_context(closing(load(folder) if engine is None else _own(engine, passport, target)))
-        samples = None if evaluation is None else _samples(evaluation, passport)
+        samples = None if evaluation is None else _samples(evaluation, passport, model)
         parent = None if model is None else stack.enter_context(_parent(model, passport, how, track))
         feeds: list[Arrays] = [*itertools.islice(samples if samples is not None else random_samples(passport.inputs, _FEEDS, 0), _FEEDS)]
         device = _device(target)
@@ -132,8 +132,8 @@ def _own(file: Path, passport: Passport, target: Target) -> Engine:
     return engine
 
 
-def _samples(evaluation: str, passport: Passport) -> Samples:
-    samples = open_samples(evaluation, passport.inputs, passport.preprocessing, Path.cwd())
+def _samples(evaluation: str, passport: Passport, model: Path | None) -> Samples:
+    samples = open_samples(evaluation, passport.inputs, passport.preprocessing, Path.cwd(), model=model)
     if samples.sha256 == passport.calibration:
         raise InputError(
             f"{samples.source} is the data that the engine was calibrated on, which is no evidence.",
