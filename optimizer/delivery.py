@@ -24,6 +24,7 @@ from optimizer.planner.given import plan_from_file, refuse_what_does_not_fit
 from optimizer.planner.problem import Problem
 from optimizer.planner.search import search
 from optimizer.precision import typed
+from optimizer.precision.integers import as_qdq
 from optimizer.preparation import PACKAGES, Prepared, table_for
 from optimizer.progress import Track
 from optimizer.provenance import sha256_of_file, to_json, versions
@@ -35,6 +36,9 @@ from optimizer.report.views import html, junit
 from optimizer.sizes import refuse_other_sizes, shapes_of, typical
 
 VERDICT_CODES = {"pass": 0, "fail": 3, "inconclusive": 4}
+_FEW = 5
+"""Layers that a note names."""
+
 SHIPPED = (VERDICT_CODES["pass"], VERDICT_CODES["inconclusive"])
 """Exit codes with which an engine is written; its passport holds the verdict."""
 
@@ -87,6 +91,8 @@ def _problem(prepared: Prepared, target: Target, track: Track) -> tuple[Problem,
     chosen = _backend(request.backends, target)
     capability = backend(chosen).capability(target)
     model, notes = _shaped(prepared, capability)
+    if not capability.integer_operators:
+        model, notes = _readable(model, notes)
     knobs, choices = _knobs(chosen, target, request.threads)
     if given is not None:
         notes = (*notes, *refuse_what_does_not_fit(given, model, chosen, capability, target, request.shapes))
@@ -160,6 +166,15 @@ def _shaped(prepared: Prepared, capability: Capability) -> tuple[Model, tuple[st
     shaped = model.with_graph(fixed(model.graph, sizes))
     # An If that asks for a size is decided now.
     return fuse(shaped) if any(node.op_type == "If" for node in shaped.graph.graph) else shaped, (note,)
+
+
+def _readable(model: Model, notes: tuple[str, ...]) -> tuple[Model, tuple[str, ...]]:
+    """The model without the integer operators that can be written as Q/DQ, and a note where there were any."""
+    graph, layers = as_qdq(model.graph)
+    if not layers:
+        return model, notes
+    shown = ", ".join(layers[:_FEW]) + (f" and {len(layers) - _FEW} more" if len(layers) > _FEW else "")
+    return model.with_graph(graph), (*notes, f"Written as Q/DQ around float operators, with the same numbers, for this target: {shown}.")
 
 
 def _demands(prepared: Prepared, subject: Candidate, parity: Parity, ladder: Sequence[Rung]) -> tuple[Parity, int]:

@@ -133,12 +133,15 @@ def sha256(model: ir.Model) -> str:
     for name, value in sorted(graph.initializers.items()):
         if value.const_value is not None:
             digest.update(name.encode())
-            array = value.const_value.numpy()
-            # No copy: the largest weights are mapped from a file.
-            digest.update(
-                repr(array.tolist()).encode() if array.dtype.hasobject else np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-            )
+            digest.update(_numbers(value.const_value.numpy()))
     return digest.hexdigest()
+
+
+def _numbers(array: NDArray[Any]) -> memoryview:
+    """What an array holds, without a copy: the largest weights are mapped from a file. Of text its representation."""
+    if array.dtype.hasobject:
+        return memoryview(repr(array.tolist()).encode())
+    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
 
 def _text(attribute: ir.Attr) -> str:

@@ -23,6 +23,7 @@ class Capability:
     its output is quantized too; `scalar_weight_scale` wants one scale a weight and the ratio of each channel as a Mul;
     `float_bias` wants the bias in float instead of int32; `base` is the precision of what is not INT8;
     `attention_head_sizes` and `attention_length` bound what runs as one fused INT8 attention (empty and None: no bound);
+    `integer_operators` says that QLinear operators can be read; where not, they are written as Q/DQ around the float ones.
     `weight_limit` is the largest magnitude of an INT8 weight: 63 where pairs of uint8 x int8 products saturate in 16 bits.
     `refusals` maps a precision, or `precision:operator`, to the reason why it can't be had, in the user's words; a depthwise
     convolution is also known as the operator `DepthwiseConv`.
@@ -42,6 +43,7 @@ class Capability:
     dynamic_shapes: bool = True
     attention_head_sizes: frozenset[int] = frozenset()
     attention_length: int | None = None
+    integer_operators: bool = True
     weight_limit: int = 127
     refusals: Mapping[str, str] = field(default_factory=dict)
 

@@ -16,9 +16,14 @@ _SIMULATION = "simulation"
 _PRECISION = re.compile(r"\b(int8|fp16|bf16|fp32)\b")
 
 
-def headline_from(subject: Candidate, candidates: Sequence[Candidate], parity: Parity, target: Target, requested: str) -> str:
-    """One line of plain text about `subject`, the candidate that ships or that the verdict is about; `requested` is a precision."""
-    parts = [_fast(subject, requested), _lost(parity), _where(parity, target), *_refused(subject, candidates)]
+def headline_from(
+    subject: Candidate, candidates: Sequence[Candidate], parity: Parity, target: Target, requested: str, quantized: bool = False
+) -> str:
+    """One line of plain text about `subject`, the candidate that ships or that the verdict is about.
+
+    `requested` is a precision; `quantized` says that the model came with INT8 of another tool's, which no plan names.
+    """
+    parts = [_fast(subject, requested, quantized), _lost(parity), _where(parity, target), *_refused(subject, candidates)]
     return "; ".join(part for part in parts if part)
 
 
@@ -64,8 +69,8 @@ def dropped(drop: float | None, low: float | None, high: float | None, metric: s
     return f"{points(drop, metric)} [{bounds}]"
 
 
-def _fast(subject: Candidate, requested: str) -> str:
-    name, timing = _titled(subject.name), subject.timing
+def _fast(subject: Candidate, requested: str, quantized: bool) -> str:
+    name, timing = _titled(subject.name) + (" beside the INT8 that it came with" if quantized else ""), subject.timing
     if timing is None:
         return f"{name}, not timed"
     if timing.versus == subject.name:

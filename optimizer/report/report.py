@@ -16,6 +16,7 @@ import msgspec
 
 from kernels.target import Target
 from optimizer.engine import Candidate, Parity, Realised, Rung, Verdict
+from optimizer.graph import quantized
 from optimizer.model import Fusion, Model, Source
 from optimizer.plan import Knobs
 from optimizer.preprocessing import Preprocessing
@@ -242,7 +243,7 @@ def report_from(
     told = dict.fromkeys((*notes, *parity.notes, *(built.notes if built is not None else ())))
     return Report(
         verdict=parity.verdict,
-        headline=portable(headline_from(subject, candidates, parity, target, requested), folders),
+        headline=portable(headline_from(subject, candidates, parity, target, requested, quantized(model.graph) > 0), folders),
         exit_code=exit_code,
         gate=replace(parity, reason=portable(parity.reason, folders), notes=tuple(portable(note, folders) for note in parity.notes)),
         ladder=tuple(replace(rung, note=portable(rung.note, folders)) for rung in ladder),

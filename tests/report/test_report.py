@@ -69,6 +69,13 @@ def test_a_t4_is_a_t4_and_an_a100_an_a100(make_report: Make, l4: Target) -> None
         assert make_report(target=replace(l4, device=device)).headline.endswith(f"never run on {words}")
 
 
+def test_the_headline_of_a_model_that_came_quantized_does_not_pass_it_off_as_float(make_report: Make) -> None:
+    report = make_report()
+    subject = Candidate("fp32", Plan("onnxruntime", "cpu", "fp32"))
+    headline = headline_from(subject, [subject], report.gate, report.target, "auto", quantized=True)
+    assert headline.startswith("FP32 beside the INT8 that it came with, not timed")
+
+
 def test_the_headline_says_what_a_faster_one_would_have_lost(make_report: Make) -> None:
     headline = make_report().headline
     assert headline.startswith("INT8 1.90x faster than FP32 [1.85, 1.95]; top1 81.95 % -> 81.80 %, drop 0.15 pp [-0.20, 0.52]")

@@ -51,6 +51,7 @@ def capability_of(target: Target, runs_here: bool) -> Capability:
         attention_head_sizes=_FUSED_HEADS,
         attention_length=352 if turing else 512,
         float_bias=True,
+        integer_operators=False,
         dynamic_shapes=False,  # one engine, one shape; a range of shapes is what the graph's metadata asks for
         refusals={**_REFUSALS, **(_SM75_REFUSALS if turing else {})},
     )
