@@ -231,7 +231,7 @@ def test_another_model_than_the_engines_is_refused(engine_folder: Make, tmp_path
 
 def test_the_calibration_data_is_no_evidence(engine_folder: Make, parent: Path, evaluation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     original = verb.open_samples
-    monkeypatch.setattr(verb, "open_samples", lambda *given: replace(original(*given), sha256="c" * 64))
+    monkeypatch.setattr(verb, "open_samples", lambda *given, **more: replace(original(*given, **more), sha256="c" * 64))
     with pytest.raises(InputError, match="no evidence"):
         qualify(engine_folder(SAME), model=parent, evaluation=evaluation)
 
