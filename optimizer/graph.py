@@ -141,7 +141,7 @@ def _numbers(array: NDArray[Any]) -> memoryview:
     """What an array holds, without a copy: the largest weights are mapped from a file. Of text its representation."""
     if array.dtype.hasobject:
         return memoryview(repr(array.tolist()).encode())
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _text(attribute: ir.Attr) -> str:
