@@ -11,13 +11,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
 
 from optimizer.engine import Arrays
 from optimizer.errors import InputError
 from optimizer.graph import clone, infer_shapes, names, unique
-from optimizer.model import is_layer, joined
+from optimizer.model import FOR_LAYER, is_layer, joined
 from optimizer.parity.difference import Difference, Layout, difference, layout, other_length, total
 from optimizer.parity.rounding import planned, shaken
 from optimizer.reference import Reference
@@ -229,9 +228,41 @@ def segment(graph: ir.Model, wanted: Sequence[str], cuts: Set[str]) -> ir.Model:
         given.metadata_props[GIVEN] = name
         main.inputs.append(given)
     main.outputs.extend(values[name] for name in wanted)
-    passes.RemoveUnusedNodesPass()(copy)
-    main.inputs[:] = [value for value in main.inputs if value.uses()]
+    inside = _between(wanted, main, frozenset())
+    main.remove([node for node in main if node not in inside])
+    used = {value for node in main for value in _read(node)} | set(main.outputs)
+    main.inputs[:] = [value for value in main.inputs if value in used]
+    for name, value in list(main.initializers.items()):
+        if value not in used:
+            del main.initializers[name]
     return copy
+
+
+def _between(wanted: Sequence[str], graph: ir.Graph, cuts: Set[str]) -> set[ir.Node]:
+    """The nodes between the tensors `wanted` and the nearest ones in `cuts`."""
+    inside: set[ir.Node] = set()
+    ahead = [node for node in graph if any(value.name in wanted for value in node.outputs)]
+    while ahead:
+        node = ahead.pop()
+        inside.add(node)
+        makers = (value.producer() for value in _read(node) if value.name not in cuts)
+        ahead += [maker for maker in makers if maker is not None and maker.graph is graph and maker not in inside]
+    return inside
+
+
+def _read(node: ir.Node) -> Iterator[ir.Value]:
+    """What a node reads, what the graphs inside it read from around them included."""
+    graphs = [one for attribute in node.attributes.values() for one in _graphs(attribute)]
+    for graph in graphs:
+        yield from graph.outputs
+    for reader in (node, *(inner for graph in graphs for inner in graph.all_nodes())):
+        yield from (value for value in reader.inputs if value is not None)
+
+
+def _graphs(attribute: ir.Attr) -> Sequence[ir.Graph]:
+    if attribute.type == ir.AttributeType.GRAPH:
+        return [attribute.as_graph()]
+    return attribute.as_graphs() if attribute.type == ir.AttributeType.GRAPHS else []
 
 
 def _given(part: ir.Model) -> dict[str, str]:
@@ -246,15 +277,11 @@ def _fed(part: ir.Model, values: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
 
 
 def _layers(graph: ir.Model, tensor: str, cuts: Set[str]) -> tuple[str, ...]:
-    """The layers that lie between a tensor and the nearest tensors in `cuts`, in topological order."""
-    inside: set[ir.Node] = set()
-    ahead = [node for node in graph.graph if any(value.name == tensor for value in node.outputs)]
-    while ahead:
-        node = ahead.pop()
-        inside.add(node)
-        read = (value for value in node.inputs if value is not None and value.name not in cuts)
-        ahead += [maker for value in read if (maker := value.producer()) is not None and maker not in inside]
-    return tuple(node.name or tensor for node in graph.graph if node in inside and is_layer(node)) or (tensor,)
+    """The layers that lie between a tensor and the nearest tensors in `cuts`, in topological order; of helpers alone, whom they are for."""
+    inside = _between([tensor], graph.graph, cuts)
+    layers = [node.name or tensor for node in graph.graph if node in inside and is_layer(node)]
+    helped = [node.metadata_props.get(FOR_LAYER, tensor) for node in graph.graph if node in inside]
+    return tuple(dict.fromkeys(layers or helped))
 
 
 def batched(found: Iterable[str], size: int) -> Iterator[tuple[str, ...]]:

@@ -34,6 +34,9 @@ Sizes = Mapping[str, Sequence[Arrays]]
 ONE_SIZE = 2.0
 """An error up to this many times the sensitivity is of one size with it."""
 
+BLIND = 0.3
+"""Where rounding explains this part of an output, hardly any fault would show."""
+
 _SENSED = 4
 """Samples on which the sensitivity is measured; the median counts."""
 
@@ -93,7 +96,7 @@ def climb(climbed: Climbed, form: Form, sizes: Sizes, metric: Metric = METRICS["
         max_abs=gap.max_abs if found else None,
         output_sensitivity=sensed,
         worst_layer=_layer(climbed.form, form, fault, sizes),
-        note=fault.note if fault.breaks else _note(gap.relative, sensed),
+        note=fault.note if fault.breaks else _blind(fault) or _note(gap.relative, sensed),
         against=climbed.form.name,
         difference=fault.error,
         explained=fault.explained,
@@ -210,6 +213,13 @@ def _sensed(form: Form, answers: Answers, sizes: Sizes) -> float | None:
         return None
     with closing(Reference(form.graph)) as reference:
         return float(np.median([sensitivity(reference.run, feed) for feed in feeds]))
+
+
+def _blind(fault: _Fault) -> str:
+    """Said of a step in which no fault could show."""
+    if fault.explained is None or fault.explained < BLIND:
+        return ""
+    return f"rounding alone can change the output by {fault.explained:.1e} of it: this comparison shows nothing"
 
 
 def _note(relative: float, sensed: float | None) -> str:

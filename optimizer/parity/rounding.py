@@ -26,6 +26,9 @@ _INTEGERS = 1.0 / 127.0
 _PERIOD = 1021
 """Random numbers of a tensor, repeated along its elements: a prime, so that the rows of no tensor repeat them in step."""
 
+_FEW = 1024
+"""Numbers of a constant up to which it is looked at whether they are whole."""
+
 _COARSEST = ("int8", "int8_dynamic", "bf16", "fp16", "fp32")
 
 _EXACT = frozenset({"QuantizeLinear", "DequantizeLinear", "Resize", "Upsample", "Range", "OneHot"})
@@ -62,8 +65,12 @@ def shaken(graph: ir.Model, precisions: Mapping[str, str], seed: int) -> ir.Mode
 
 
 def _decided(value: ir.Value) -> bool:
-    """Whether a value is a constant by which an operator goes rather than one that it computes with."""
-    return constant(value) is not None and any(use.node.op_type in _EXACT for use in value.uses())
+    """Whether a value is a constant that no rounding touches: one that an operator goes by, or a few whole numbers (a power of 2)."""
+    known = constant(value)
+    if known is None:
+        return False
+    whole = known.size <= _FEW and np.array_equal(known, np.rint(known))
+    return whole or any(use.node.op_type in _EXACT for use in value.uses())
 
 
 def _coarsest(value: ir.Value, precisions: Mapping[str, str]) -> str:

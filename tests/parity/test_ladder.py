@@ -175,6 +175,29 @@ def test_nan_on_one_sample_breaks() -> None:
     assert rung.difference == np.inf
 
 
+def test_a_fault_behind_a_branch_is_found_though_the_branch_reads_weights_from_around_it() -> None:
+    text = """<ir_version: 10, opset_import: ["": 20]> g (float[4] x) => (float[4] y) <float[500] w = {0.0},
+     float[4] b = {1.5, 2.5, 3.5, 4.5}, bool yes = {1}>
+    { h = Tanh(x)
+      k = If(yes)<then_branch = t () => (float[4] o) { s = ReduceSum<keepdims = 0>(w)  o = Mul(h, s) },
+                  else_branch = e () => (float[4] p) { p = Neg(h) }>
+      y = Add(k, b) }"""
+
+    def branched(change: Change | None = None) -> ir.Model:
+        model = ir.from_onnx_text(text)
+        model.graph.initializers["w"].const_value = ir.tensor(np.full(500, 0.01, np.float32), name="w")
+        for name, node in zip(("tanh", "branch", "bias"), model.graph, strict=True):
+            node.name = name
+        if change is not None:
+            change(model)
+        return model
+
+    forms = (graph_form("imported", branched()), graph_form("fused", branched(weight("b", lambda b: b + 1))))
+    found = first_divergence(*forms, [{"x": np.ones(4, np.float32)}])
+    assert found is not None
+    assert found.layers == ("bias",)
+
+
 def test_few_layers_are_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(divergence, "_WATCHED", 2)
     found = first_divergence(graph_form("imported", net()), graph_form("fused", net(epsilon)), feeds())
@@ -212,6 +235,21 @@ def test_rounding_moves_every_number_a_little_and_indices_not_at_all() -> None:
     assert 0 < difference(exact, moved).relative < 2e-6
     again = Reference(shaken(graph, {}, 1)).run(given)["y"]
     np.testing.assert_array_equal(moved, again)
+
+
+def test_a_power_stays_whole_where_rounding_would_make_it_nan() -> None:
+    text = """<ir_version: 10, opset_import: ["": 20]> g (float[4] x) => (float[4] y) <float two = {2.0}> { s = Sin(x)  y = Pow(s, two) }"""
+    graph, given = ir.from_onnx_text(text), {"x": np.array([-3.0, -1.0, 1.0, 2.0], np.float32)}
+    assert difference(Reference(graph).run(given)["y"], Reference(shaken(graph, {}, 1)).run(given)["y"]).relative < 1e-5
+
+
+def test_a_model_that_rounding_alone_upsets_is_told_to_show_nothing() -> None:
+    text = """<ir_version: 10, opset_import: ["": 20]> g (float[4] x) => (float[4] y) <float a = {0.1}, float big = {33333333.3}>
+    { s = Mul(x, a)  b = Mul(s, big)  y = Sin(b) }"""
+    given = {"usual": [{"x": np.linspace(1, 9, 4, dtype=np.float32)}]}
+    form = graph_form("imported", ir.from_onnx_text(text))
+    rung = climb(start(form, given), graph_form("fused", ir.from_onnx_text(text)), given).rungs[0]
+    assert "rounding alone can change" in rung.note
 
 
 def test_what_rounding_explains_grows_with_the_step_of_the_precision() -> None:
