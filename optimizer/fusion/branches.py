@@ -1,7 +1,8 @@
 """An If whose condition is known: the branch that is taken stands in its place, and its nodes are layers like any other.
 
 Exporters write most conditions out of sizes ("is this axis 1?"), which are known once the inputs' are.  A condition that the
-caller's numbers decide stays: what the model does then is the caller's choice at every run.
+caller's numbers decide stays, and what is inside stays in FP32, as the report says: which branch is computed, and how often, only
+a run tells, so that calibration would see the tensors of one by chance and those of the other never.
 """
 
 from __future__ import annotations
