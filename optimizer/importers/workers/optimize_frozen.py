@@ -19,15 +19,18 @@ AGGRESSIVE = 3  # RewriterConfig's function_optimization: also what is called in
 CODE = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc", "ReadFile", "WriteFile", "MatchingFiles", "Save", "SaveSlices"})
 """Operators that call Python or touch files; those that restore a SavedModel's variables are not among them."""
 
+CARRIERS = frozenset({"Placeholder", "Identity", "IdentityN"})
+"""Operators that only pass on what they are given."""
+
 VARIABLES = frozenset({"Variable", "VariableV2", "VarHandleOp", "ReadVariableOp"})
 
 
 class Opened(NamedTuple):
     """A model of any format, opened.
 
-    `inputs` and `outputs` map the names that the user knows to tensors, of `graph` where there is one.  `run` gives arrays by
-    output name, computed by the model as it was before it was frozen; `tensors`, any tensors by name.  `layers` are the names that
-    Keras has for them.
+    `inputs` and `outputs` map the names that the user knows to tensors, of `graph` where there is one; `specs` are the inputs'
+    dtypes and shapes, None for what is free.  `run` gives arrays by output name, computed by the model as it was before it was
+    frozen; `tensors`, any tensors by name.  `layers` are paths that are known to be layers.
     """
 
     inputs: Mapping[str, str]
@@ -151,7 +154,7 @@ def refuse_text(channel: Channel, name: str, graph: tf.Graph) -> None:
         for value in op.outputs
         if is_number(value.dtype) and any(reader not in before for reader in value.consumers())
     ]
-    work = next((op for op in found if op in fed and op.type != "Placeholder"), found[0])
+    work = next((op for op in found if op in fed and op.type not in CARRIERS), found[0])
     channel.refuse(
         f"{name} works on strings or look-up tables ({work.type} in {work.name!r}{_more(len(found) - 1)}), which no engine does.",
         f"Cut the model there: save it anew so that {' and '.join(map(_told, cuts))} is its input, and do what comes before outside of it."
