@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 FACTORY = "Pass --factory file.py:function (or module:function); the function returns the network, without weights or with."
 INTACT = "Get the whole file, or use the release of torch that wrote it (--source-python)."
 
+OLDEST = (1, 13)
+
 
 @dataclass
 class Opened:
@@ -39,6 +41,11 @@ class Opened:
 
 def opened(channel: Channel, request: Mapping[str, Any]) -> Opened:
     """The network that the request is about."""
+    if tuple(int(number) for number in torch.__version__.split(".")[:2]) < OLDEST:
+        channel.refuse(
+            f"PyTorch {torch.__version__} is older than 1.13, the first that reads weights and runs nothing that lies beside them.",
+            "Pass an interpreter with a newer one with --source-python: it reads the files of older ones, too.",
+        )
     kind = request["kind"]
     if kind in {"folder", "torchscript", "exported"} and request["factory"] is not None:
         channel.refuse(f"{request['name']} is a whole model: a factory has nothing to make for it.", "Leave --factory away.")
