@@ -145,7 +145,7 @@ def _mul(_node: ir.Node, operands: Sequence[Any]) -> list[Symbol]:
 def _div(_node: ir.Node, operands: Sequence[Any]) -> list[Symbol]:
     if not isinstance(operands[1], np.ndarray) or not operands[1].all():
         raise UnprovenError("its step divides by what is computed")
-    return _mul(_node, [operands[0], 1 / operands[1].astype(np.float64)])
+    return _mul(_node, [operands[0], np.asarray(1 / operands[1].astype(np.float64))])
 
 
 def _neg(node: ir.Node, operands: Sequence[Any]) -> list[Symbol]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +16,11 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
+from optimizer.fusion import fuse
 from optimizer.graph import clone
 from optimizer.importers import _tidy
 from optimizer.importers._recurrent import recurrent
+from optimizer.model import Model
 
 R = np.random.default_rng(3)
 INPUTS, HIDDEN = 3, 4
@@ -44,6 +50,9 @@ LSTM = """
     o3 = Add(so, three) oc = Clip(o3, zero, six) o = Mul(oc, sixth)
     g = Tanh(sg) kept = Mul(f, c) new = Mul(i, g) memory = Add(kept, new) squashed = Tanh(memory) after = Mul(o, squashed)
 """
+DIVIDED = (
+    LSTM.replace("c, sixth)", "c, six)").replace("= Mul(ic", "= Div(ic").replace("= Mul(fc", "= Div(fc").replace("= Mul(oc", "= Div(oc")
+)
 
 
 def looped(
@@ -111,7 +120,9 @@ def operators(model: ir.Model) -> Counter[str]:
 
 
 @pytest.mark.parametrize(
-    ("cell", "gates", "operator"), [(GRU, 3, "GRU"), (RESET_BEFORE, 3, "GRU"), (RNN, 1, "RNN"), (LSTM, 4, "LSTM")], ids="GBRL"
+    ("cell", "gates", "operator"),
+    [(GRU, 3, "GRU"), (RESET_BEFORE, 3, "GRU"), (RNN, 1, "RNN"), (LSTM, 4, "LSTM"), (DIVIDED, 4, "LSTM")],
+    ids="GBRLD",
 )
 def test_a_loop_becomes_the_operator_of_its_step_with_the_same_answers_at_any_length(cell: str, gates: int, operator: str) -> None:
     before = looped(cell, gates)
@@ -170,3 +181,47 @@ def test_a_loop_that_does_not_walk_its_sequence_in_order_to_the_end_stays_one(ho
 def test_a_loop_may_count_for_itself_or_let_the_loop_count() -> None:
     model = looped(GRU, 3, more="going_next = Identity(going)", index="iteration")
     assert "is an ONNX GRU" in recurrent(model)[0]
+
+
+KERAS = """
+import os, sys
+os.environ.update(TF_CPP_MIN_LOG_LEVEL="3", CUDA_VISIBLE_DEVICES="")
+import keras, numpy as np
+from keras import layers
+keras.utils.set_random_seed(2)
+x = keras.Input((None, 3), name="x")
+steps = layers.GRU(4, return_sequences=True, name="after")(x)
+layer = {
+    "before": layers.GRU(4, reset_after=False, name="before")(steps),
+    "unusual": layers.LSTM(4, activation="softsign", recurrent_activation="hard_sigmoid", return_sequences=True, name="unusual")(steps),
+    "both": layers.Bidirectional(layers.GRU(4, return_sequences=True), name="both")(x),
+    "backwards": layers.GRU(4, go_backwards=True, return_sequences=True, use_bias=False, name="backwards")(x),
+    "usual": layers.LSTM(4, name="usual")(x),
+    "plain": layers.SimpleRNN(4, return_sequences=True, name="plain")(x),
+    "masked": layers.GRU(4, name="masked")(layers.Masking(name="mask")(x)),
+}
+model = keras.Model(x, list(layer.values()))
+for weight in model.weights:
+    if "bias" in weight.path:
+        weight.assign(np.random.default_rng(1).normal(size=weight.shape))
+model.save(sys.argv[1] + "/model.keras")
+for length, batch in ((1, 1), (2, 1), (7, 3)):
+    feed = np.random.default_rng(length).normal(size=(batch, length, 3)).astype("float32")
+    np.savez(f"{sys.argv[1]}/{length}.npz", feed, *(np.array(each) for each in model(feed)))
+"""
+
+
+@pytest.mark.slow
+def test_recurrent_layers_of_keras_come_out_as_operators_with_keras_s_answers(folder: Path, load: Callable[..., Model]) -> None:
+    pytest.importorskip("tensorflow", reason="the model is made by Keras")
+    subprocess.run([sys.executable, "-c", KERAS, folder], check=True, capture_output=True)
+    imported = load("model.keras")
+    model = fuse(imported)
+    found = Counter(layer.op for layer in model.layers)
+    assert (found["GRU"], found["LSTM"], found["RNN"], found["Loop"]) == (5, 2, 1, 1)
+    assert [note for note in imported.source.notes if "stays a Loop" in note and "masked" in note and "mask says" in note]
+    assert {"after", "before", "unusual", "backwards", "usual", "plain"} <= {layer.name.partition("/")[0] for layer in model.layers}
+    for length, _ in SIZES:
+        given, *wanted = np.load(folder / f"{length}.npz").values()
+        for got, right in zip(run(model.graph, {model.inputs[0].name: given}), wanted, strict=True):
+            np.testing.assert_allclose(got, right, rtol=2e-5, atol=2e-6)
