@@ -19,6 +19,7 @@ from optimizer.importers import ImportRequest
 from optimizer.importers._external import check_external_data
 from optimizer.importers._maps import maps_of, plain_outputs
 from optimizer.importers._operators import check_operators, notes_of
+from optimizer.importers._sparse import make_dense
 from optimizer.importers._tidy import (
     OPSET,
     Size,
@@ -128,7 +129,7 @@ def load_graph(
         child.receive(_PATIENCE)
         track("import", 1, 4)
         with _refusing(file.name):
-            notes = [*plain_outputs(proto), *notes_of(proto, custom_ops)]
+            notes = [*make_dense(proto, file.parent), *plain_outputs(proto), *notes_of(proto, custom_ops)]
             model = ir.from_proto(proto)
             del proto
             ir.external_data.set_base_dir(model.graph, file.parent)
