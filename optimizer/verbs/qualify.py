@@ -91,7 +91,9 @@ def qualify(
     passport = verify(folder)
     target = target_from_name(passport.target)
     with ExitStack() as stack:
-        subject: Engine = stack.enter_context(closing(load(folder) if engine is None else _own(engine, passport, target)))
+        subject: Engine = stack.enter_context(
+            closing(load(folder, bool(how.get("trust"))) if engine is None else _own(engine, passport, target))
+        )
         samples = None if evaluation is None else _samples(evaluation, passport, model)
         parent = None if model is None else stack.enter_context(_parent(model, passport, how, track))
         feeds: list[Arrays] = [*itertools.islice(samples if samples is not None else random_samples(passport.inputs, _FEEDS, 0), _FEEDS)]
