@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from optimizer.engine import Arrays, Rung, check
 from optimizer.errors import InputError
-from optimizer.model import spec
+from optimizer.model import TensorSpec, spec
 from optimizer.parity.difference import Difference, difference, total
 from optimizer.parity.divergence import Form, divergences, explained, first_divergence, ratio
 from optimizer.parity.metrics import METRICS, Metric, equal_share
@@ -107,21 +107,31 @@ def climb(climbed: Climbed, form: Form, sizes: Sizes, metric: Metric = METRICS["
 
 
 def _answers(form: Form, sizes: Sizes) -> Answers:
+    """Runs a form in the sizes that it is meant to take; one that can't even be opened gives nothing in any."""
     inputs = tuple(spec(value) for value in form.graph.graph.inputs)
+    meant = {name: feeds for name, feeds in sizes.items() if all(_fits(feed, inputs) for feed in feeds)}
     outputs: dict[str, Sequence[Arrays]] = {}
     failures: dict[str, str] = {}
-    with closing(form.opened(())) as running:
-        for name, feeds in sizes.items():
-            try:
-                for feed in feeds:
-                    check(feed, inputs)
-            except InputError:
-                continue  # a form in fixed sizes was never meant to take this one
+    try:
+        running = form.opened(())
+    except InputError as error:
+        return Answers({}, dict.fromkeys(meant, error.reason))
+    with closing(running):
+        for name, feeds in meant.items():
             try:
                 outputs[name] = [running.run(feed) for feed in feeds]
             except InputError as error:
                 failures[name] = error.reason
     return Answers(outputs, failures)
+
+
+def _fits(feed: Arrays, inputs: Sequence[TensorSpec]) -> bool:
+    """Whether a form takes a feed's sizes: one in fixed sizes was never meant to take others."""
+    try:
+        check(feed, inputs)
+    except InputError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)

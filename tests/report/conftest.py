@@ -70,7 +70,9 @@ def make_report() -> Callable[..., Report]:
     def make(name: str = "layer{0}.{1}.conv2", target: Target = CPU, verdict: str = "pass", **more: object) -> Report:
         graph = ir.from_onnx_text(GRAPH)
         hostile = name if "{" not in name else ""
-        source = Source("pytorch", f"{hostile}resnet20.th", "ab" * 32, "net.py:make", {"num_classes": "10"}, True, {"torch": "2.13.0"})
+        source = Source(
+            "pytorch", f"{hostile}resnet20.th", "ab" * 32, "net.py:make", {"num_classes": "10"}, True, versions={"torch": "2.13.0"}
+        )
         fusion = Fusion("ConvBatchNorm", (f"{hostile}conv1", "bn1"), f"{hostile}conv1+bn1")
         gpu = target.kind == "gpu"
         gated_on = "simulation" if gpu else CPU.device

@@ -115,9 +115,10 @@ def over_time(rung: Rung) -> str:
     worst = [max(rung.over_time[start : start + stretch]) for start in range(0, len(rung.over_time), stretch)]
     powers = [math.log10(max(error, _SMALLEST)) if math.isfinite(error) else None for error in worst]
     known = [power for power in powers if power is not None]
-    low, high = math.floor(min(known, default=0.0)), math.ceil(max(known, default=0.0) + 1e-9)
+    low = math.floor(min(known, default=0.0))
+    high = max(math.ceil(max(known, default=0.0)), low + 1)
     left, height = 70, 160
-    across, down = (_WIDTH - left - 10) / max(len(worst) - 1, 1), height / max(high - low, 1)
+    across, down = (_WIDTH - left - 10) / max(len(worst) - 1, 1), height / (high - low)
     points = [(left + place * across, (high - power) * down) for place, power in enumerate(powers) if power is not None]
     parts = [
         *(_draw("line", "axis", x1=left, x2=_WIDTH, y1=(high - power) * down, y2=(high - power) * down) for power in range(low, high + 1)),
