@@ -178,8 +178,8 @@ def _gap(name: str, one: Sequence[Arrays], other: Sequence[Arrays]) -> Differenc
 
 def _layer(before: Form, after: Form, fault: _Fault, sizes: Sizes) -> str | None:
     """The first layer that diverges where a step breaks; of a lossy step that holds the layer that loses most by itself."""
-    if fault.size is None:
-        return None
+    if fault.size is None or (fault.error is None and not after.own):
+        return None  # an engine that does not run shows nothing
     feeds = sizes[fault.size][:_LOOKED_AT]
     if fault.breaks:
         found = first_divergence(before, after, feeds)

@@ -164,6 +164,14 @@ def test_an_engine_that_computes_something_else_is_found_by_what_it_shows() -> N
     assert (silent.breaks, silent.worst_layer) == (True, "fc1 to tanh")
 
 
+def test_an_engine_that_does_not_run_breaks_without_a_layer() -> None:
+    sizes = {"usual": feeds(), "longest": feeds(1, 9)}
+    engine = Form("engine", net(), lambda watch: Reference(net(frozen), watch), own=False)
+    rung = climb(start(graph_form("typed", net()), sizes), engine, sizes).rungs[0]
+    assert (rung.breaks, rung.worst_layer) == (True, None)
+    assert "engine does not" in rung.note
+
+
 def test_nan_on_one_sample_breaks() -> None:
     class Broken(Framework):
         def run(self, given: Mapping[str, Array]) -> dict[str, Array]:
