@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_OUT ?= out/demo
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint table clean
 
 setup: $(VENV)/.done
 
@@ -26,6 +26,10 @@ lint: setup
 
 test: lint
 	$(BIN)/python -m pytest
+
+# The table of models in README, from a run of its tests.
+table: setup
+	OPTIMIZE_TABLE=README.md $(BIN)/python -m pytest tests/zoo
 
 clean:
 	rm -rf $(VENV) out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,10 @@ import tensorflow as tf
 from google.protobuf import text_format
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import saved_model_pb2
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_from_session_graph
+from tensorflow.python.framework.convert_to_constants import (
+    convert_variables_to_constants_from_session_graph,
+    convert_variables_to_constants_v2,
+)
 
 if TYPE_CHECKING:
     from optimizer.child import Channel
@@ -39,23 +42,53 @@ def opened(channel: Channel, request: Mapping[str, Any]) -> optimize_frozen.Open
         folder = optimize_tftrt.written(saved, folder, Path(request["scratch"]) / "unwrapped")
     inputs = {label: info.name for label, info in sorted(signature.inputs.items())}
     outputs = {label: info.name for label, info in sorted(signature.outputs.items())}
+    with channel.theirs(f"Opening {name}", WHOLE):
+        try:
+            frozen, run = by_graph(folder, tags, inputs, outputs)
+        except tf.errors.FailedPreconditionError:
+            # A module that holds a Keras 3 model is saved with its variables twice, and the graph restores those that nobody reads.
+            frozen, run, inputs, outputs = by_objects(folder, tags, key)
+        frozen = optimize_frozen.inlined(frozen, [*inputs.values(), *outputs.values()])
+    frozen = optimize_frozen.with_shapes(frozen, inputs, request["shapes"])
+    alone = optimize_frozen.Session(frozen, inputs)
+    return optimize_frozen.Opened(
+        inputs, outputs, alone.specs(), run, alone.tensors, frozen, notes=notes, signature=key, tags=tags, layers=variables(meta.graph_def)
+    )
+
+
+Run = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+
+def by_graph(folder: Path, tags: Sequence[str], inputs: Mapping[str, str], outputs: Mapping[str, str]) -> tuple[Any, Run]:
+    """The graph frozen, and the signature as the graph runs it unfrozen; `inputs` and `outputs` are tensors by label."""
     graph = tf.Graph()
-    with channel.theirs(f"Opening {name}", WHOLE), graph.as_default():
+    with graph.as_default():
         session = tf.compat.v1.Session(graph=graph)
         tf.compat.v1.saved_model.load(session, list(tags), str(folder))
         heads = sorted({tensor.split(":")[0] for tensor in outputs.values()})
         frozen = convert_variables_to_constants_from_session_graph(session, graph.as_graph_def(), heads)
-        frozen = optimize_frozen.inlined(frozen, [*inputs.values(), *outputs.values()])
-    frozen = optimize_frozen.with_shapes(frozen, inputs, request["shapes"])
-    alone = optimize_frozen.Session(frozen, inputs)
 
     def run(feeds: Mapping[str, Any]) -> Mapping[str, Any]:
         fed = {inputs[label]: array for label, array in feeds.items()}
         return dict(zip(outputs, session.run(list(outputs.values()), fed)))
 
-    return optimize_frozen.Opened(
-        inputs, outputs, alone.specs(), run, alone.tensors, frozen, notes=notes, signature=key, tags=tags, layers=variables(meta.graph_def)
-    )
+    return frozen, run
+
+
+def by_objects(folder: Path, tags: Sequence[str], key: str) -> tuple[Any, Run, Mapping[str, str], Mapping[str, str]]:
+    """The signature's function frozen and as it is, loaded with the objects that hold its variables, and its tensors by label."""
+    loaded = tf.saved_model.load(str(folder), tags=list(tags))
+    function = loaded.signatures[key]
+    constant = convert_variables_to_constants_v2(function, lower_control_flow=False)
+    inputs = {placeholder.name.split(":")[0]: placeholder.name for placeholder in constant.inputs}
+    labels = sorted(function.structured_outputs)
+    outputs = dict(zip(labels, (tensor.name for tensor in constant.outputs)))
+
+    def run(feeds: Mapping[str, Any], _alive: Any = loaded) -> Mapping[str, Any]:
+        answers = function(**{label: tf.constant(array) for label, array in feeds.items()})
+        return {label: answers[label].numpy() for label in labels}
+
+    return constant.graph.as_graph_def(), run, dict(sorted(inputs.items())), outputs
 
 
 def read(channel: Channel, folder: Path, name: str) -> Any:
