@@ -33,7 +33,7 @@ _LEAST = float(np.finfo(np.float32).eps)
 _BESIDE = 10.0
 """A layer whose error is this many times less beyond rounding than another's is not the one that is looked for."""
 
-_NAMED = 4
+_NAMED = 8
 """Layers up to which a divergence tells each."""
 
 _WATCHED = 32

@@ -13,6 +13,7 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from optimizer.engine import Arrays, Rung, check
@@ -149,7 +150,7 @@ def _fault(before: Form, after: Form, one: Answers, other: Answers, sizes: Sizes
     if other.failures:
         size, why = next(iter(other.failures.items()))
         return _Fault(size, breaks=True, note=f"{before.name} runs with {size}, {after.name} does not: {why}")
-    sensed = _explained(before, after, one if before.own else other, sizes)
+    sensed = _explained(before.graph if before.own else after.graph, after, one if before.own else other, sizes)
     worst = _Fault()
     for size, found in other.outputs.items():
         for name in one.outputs[size][0]:
@@ -161,12 +162,12 @@ def _fault(before: Form, after: Form, one: Answers, other: Answers, sizes: Sizes
     return worst
 
 
-def _explained(before: Form, after: Form, exact: Answers, sizes: Sizes) -> dict[str, list[dict[str, Difference]]]:
-    """By size and feed: what rounding at the precisions of the later form explains of each output."""
+def _explained(graph: ir.Model, after: Form, exact: Answers, sizes: Sizes) -> dict[str, list[dict[str, Difference]]]:
+    """By size and feed: what rounding at the precisions of the later form explains of each output of a graph that gives `exact`."""
     precisions = planned(after.graph) if after.own else {}
     pairs = [(size, run) for size in exact.outputs if size in sizes for run in zip(sizes[size], exact.outputs[size], strict=True)]
     found: dict[str, list[dict[str, Difference]]] = {}
-    for (size, _), parts in zip(pairs, explained(before.graph, precisions, [run for _, run in pairs]), strict=True):
+    for (size, _), parts in zip(pairs, explained(graph, precisions, [run for _, run in pairs]), strict=True):
         found.setdefault(size, []).append(parts)
     return found
 

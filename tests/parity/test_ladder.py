@@ -161,7 +161,7 @@ def test_an_engine_that_computes_something_else_is_found_by_what_it_shows() -> N
     shown = climb(climbed, Form("engine", net(), lambda watch: Reference(wrong, watch), own=False), {"usual": feeds()}).rungs[0]
     silent = climb(climbed, Form("engine", net(), lambda _: Reference(wrong), own=False), {"usual": feeds()}).rungs[0]
     assert (shown.breaks, shown.worst_layer) == (True, "fc2")
-    assert (silent.breaks, silent.worst_layer) == (True, "fc1 to tanh")
+    assert (silent.breaks, silent.worst_layer) == (True, "fc1+norm+relu+fc2+tanh")
 
 
 def test_an_engine_that_does_not_run_breaks_without_a_layer() -> None:
