@@ -47,7 +47,7 @@ missing = []
 if sys.version_info >= (3, 8):
     from importlib.util import find_spec
     missing = [name for name in sys.argv[1:] if find_spec(name) is None]
-print(json.dumps([sys.version_info[:2], missing]))
+json.dump([sys.version_info[:2], missing], sys.stdout)
 """
 _ERRORS: Mapping[Any, type[OptimizeError]] = {2: InputError, 5: UnavailableError, 6: VerificationError}
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import onnx_ir as ir
 import pytest
 
 from kernels.target import Target
@@ -26,17 +27,13 @@ from optimizer.request import Request
 Run = Callable[..., Any]
 
 
-class _Graph:
-    inputs = outputs = ()
-
-
 def a_report(verdict: str = "pass", code: int = 0) -> Report:
     parity = Parity(verdict, "top1", 0.8, 0.8, 0.008, 0.0, -0.001, 0.001, 2000, None, "this CPU", "it is under the budget.")  # type: ignore[arg-type]
     built = Built((Realised("[red]conv\x1b[1m", "Conv", "int8", "fp32", reason="why"),))
     candidate = Candidate("int8", Plan("onnxruntime", "cpu", "int8"), built=built, parity=parity, outcome="shipped")
     source = Source("onnx", "m.onnx", "0" * 64)
     return report_from(
-        model=Model(_Graph(), source),  # type: ignore[arg-type]
+        model=Model(ir.Model(ir.Graph([], [], nodes=[]), ir_version=10), source),
         target=Target("cpu", "cpu", "x86-64", "a CPU"),
         requested="auto",
         subject=candidate,
