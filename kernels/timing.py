@@ -81,6 +81,7 @@ def race(
     track: Callable[[str, int, int], object] = lambda _step, _done, _total: None,
     clock: Clock = time.perf_counter,
     sweep: Callable[[], object] | None = None,
+    ready: Callable[[str], object] = lambda _name: None,
     seed: int = 0,
 ) -> dict[str, Timing]:
     """Time `contenders` until it is certain which is the fastest, and by how much, or `seconds` have passed.
@@ -90,7 +91,8 @@ def race(
     compared within rounds, so a machine that slows down meanwhile slows down everyone. A contender that is certainly
     slower than another one by more than 1 % is not run any further, the baseline excepted.
 
-    What a contender returns is dropped, what it raises comes through. `clock` and `sweep` are parameters for tests.
+    What a contender returns is dropped, what it raises comes through. `ready` is called with a contender's name before each visit,
+    for those that can't all be in memory at once. `clock` and `sweep` are parameters for tests.
     """
     if baseline not in contenders:
         raise ValueError(f"the baseline {baseline!r} is not among the contenders")
@@ -99,12 +101,14 @@ def race(
     records = {name: _Record() for name in contenders}
     for number, (name, run) in enumerate(contenders.items()):
         track("warming up", number, len(contenders))
+        ready(name)
         estimate = _warm_up(run, clock, seconds / 10 / len(contenders))
         records[name].block = min(_BLOCK_RUNS, max(1, math.ceil(_BLOCK_SECONDS / max(estimate, 1e-9))))
     order, running, stopped, ranking, done = random.Random(seed), list(contenders), dict[str, str](), "", 0
     while True:
         with _no_garbage_collection():
             for name in order.sample(running, len(running)):
+                ready(name)
                 _visit(contenders[name], records[name], clock, sweep)
         done += 1
         track("timing", min(1000, round(1000 * (clock() - start) / seconds)) if seconds > 0 else 1000, 1000)

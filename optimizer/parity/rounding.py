@@ -29,6 +29,9 @@ _PERIOD = 1021
 _FEW = 1024
 """Numbers of a constant up to which it is looked at whether they are whole."""
 
+_LARGEST = 1 << 24
+"""Bytes of a weight above which it stays as it is: moving it takes several copies, and moving what it is multiplied with does as much."""
+
 _COARSEST = ("int8", "int8_dynamic", "bf16", "fp16", "fp32")
 
 _EXACT = frozenset({"QuantizeLinear", "DequantizeLinear", "Resize", "Upsample", "Range", "OneHot"})
@@ -57,11 +60,20 @@ def shaken(graph: ir.Model, precisions: Mapping[str, str], seed: int) -> ir.Mode
     if any(value.dtype is None for node in main for value in node.outputs):
         infer_shapes(copy)
     values = [*main.inputs, *main.initializers.values(), *(value for node in main for value in node.outputs)]
+    values = [value for value in values if not _large_weight(value)]
     mover = _Mover(main, seed)
     for value in values:
         if value.dtype == ir.DataType.FLOAT and value.name and not _decided(value):
             mover.move(value, _coarsest(value, precisions))
     return copy
+
+
+def _large_weight(value: ir.Value) -> bool:
+    """Whether a value is a large constant, or one dequantized."""
+    node = value.producer()
+    stored = node.inputs[0] if node is not None and node.op_type == "DequantizeLinear" else value
+    tensor = stored.const_value if stored is not None else None
+    return tensor is not None and tensor.nbytes > _LARGEST
 
 
 def _decided(value: ir.Value) -> bool:

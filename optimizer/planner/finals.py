@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -14,6 +14,7 @@ from optimizer.data import Samples
 from optimizer.engine import Arrays, Candidate, Engine, Parity
 from optimizer.errors import UnavailableError
 from optimizer.parity.gate import NoQuestion, Question, gate, judge, judge_lossless, undecided, with_minimum
+from optimizer.parity.lossless import FEEDS
 from optimizer.planner.pareto import finalists, leaner
 from optimizer.planner.problem import Problem
 from optimizer.planner.search import opened
@@ -22,6 +23,9 @@ from optimizer.reference import Reference
 from optimizer.sequence import error_over_time, independent_after, states_of
 
 RACE_SECONDS = 20.0
+
+ROOM = 1 << 30
+"""Bytes of weights that engines in a race may hold together; beyond that they are opened in turn, each where it is visited."""
 
 
 def timed(problem: Problem, candidates: Sequence[Candidate], feed: Arrays, track: Track = silent) -> list[Candidate]:
@@ -32,10 +36,46 @@ def timed(problem: Problem, candidates: Sequence[Candidate], feed: Arrays, track
     runnable = [one for one in candidates if one.folder is not None]
     if not problem.capability.runs_here or not runnable:
         return list(candidates)
-    with ExitStack() as stack:
-        runs = {one.name: partial(stack.enter_context(_open(problem, one)).run, feed) for one in runnable}
-        timings = race(runs, runnable[0].name, seconds=RACE_SECONDS, timed_on=problem.target.device, track=track)
+    with _Garage(problem, runnable, feed) as garage:
+        runs = {one.name: partial(garage.run, one.name) for one in runnable}
+        timings = race(runs, runnable[0].name, seconds=RACE_SECONDS, timed_on=problem.target.device, ready=garage.ready, track=track)
     return [replace(one, timing=timings.get(one.name)) for one in candidates]
+
+
+class _Garage:
+    """The engines of a race, as many of them open at once as there is room for; leaving closes all."""
+
+    def __init__(self, problem: Problem, candidates: Sequence[Candidate], feed: Arrays) -> None:
+        self._problem = problem
+        self._candidates = {one.name: one for one in candidates}
+        self._feed = feed
+        self._open: dict[str, Engine] = {}
+
+    def __enter__(self) -> _Garage:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._open:
+            self._open.popitem()[1].close()
+
+    def ready(self, name: str) -> None:
+        """The engine is open and has run once; others that it leaves no room for are closed, the one opened first before."""
+        if name in self._open:
+            return
+        self._make_room(self._weights(name))
+        self._open[name] = opened(self._problem, self._candidates[name])
+        self.run(name)
+
+    def run(self, name: str) -> Arrays:
+        return self._open[name].run(self._feed)
+
+    def _make_room(self, needed: int) -> None:
+        while self._open and needed + sum(map(self._weights, self._open)) > ROOM:
+            self._open.pop(next(iter(self._open))).close()
+
+    def _weights(self, name: str) -> int:
+        built = self._candidates[name].built
+        return built.memory.get("weights", 0) if built is not None else 0
 
 
 @contextmanager
@@ -122,12 +162,16 @@ def _is_wanted(problem: Problem, candidate: Candidate, baseline: str) -> bool:
 def _judged(problem: Problem, candidate: Candidate, evidence: Evidence, track: Track) -> Parity:
     gated_on = problem.target.device if problem.capability.runs_here else "simulation"
     track(f"gate: {candidate.name}", 0, 0)
-    with _open(problem, candidate) as engine:
-        if candidate.plan.lossless:
-            exact = judge_lossless(evidence.parent, engine.run, evidence.feeds, gated_on=gated_on)
-            if not isinstance(evidence.question, Question) or evidence.samples is None:
-                return exact
+    if candidate.plan.lossless:
+        with _open(problem, candidate) as engine:
+            found = iter([engine.run(feed) for feed in evidence.feeds[:FEEDS]])
+        # Closed before the truth is computed, which takes memory of its own.
+        exact = judge_lossless(evidence.parent, lambda _: next(found), evidence.feeds, gated_on=gated_on)
+        if not isinstance(evidence.question, Question) or evidence.samples is None:
+            return exact
+        with _open(problem, candidate) as engine:
             return with_minimum(exact, evidence.question, engine.run, evidence.samples, track)
+    with _open(problem, candidate) as engine:
         if evidence.question is None or evidence.samples is None:
             why = "there is no evaluation data, and what a lower precision loses can't be told without held-out samples"
             return undecided("none", gated_on, why)

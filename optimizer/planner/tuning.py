@@ -8,11 +8,15 @@ from functools import partial
 from kernels.timing import race
 from optimizer.backends import backend
 from optimizer.engine import Arrays, Candidate
+from optimizer.graph import weights_bytes
 from optimizer.plan import Knobs
 from optimizer.planner.problem import Problem
 from optimizer.progress import Track, silent
 
 TUNING_SECONDS = 5.0
+
+LARGEST = 1 << 28
+"""Bytes of weights above which nothing is tuned: an engine so large keeps all cores busy, and a second one would cost as much memory."""
 
 
 def tuned(problem: Problem, candidate: Candidate, feed: Arrays, track: Track = silent) -> tuple[Knobs, str]:
@@ -21,7 +25,7 @@ def tuned(problem: Problem, candidate: Candidate, feed: Arrays, track: Track = s
     Of `problem.choices` one knob is tried after the other; the first choice stays unless another is faster for sure.
     """
     knobs, told = dict(problem.knobs), ""
-    if candidate.folder is None or not problem.capability.runs_here:
+    if candidate.folder is None or not problem.capability.runs_here or weights_bytes(problem.model.graph) > LARGEST:
         return knobs, told
     for knob, choices in problem.choices.items():
         if len(choices) < 2:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from textwrap import dedent
-from typing import Any
+from typing import Any, NoReturn
 
 import onnx
 import pytest
 
 from optimizer import importers
+from optimizer.errors import InputError
 from optimizer.importers import ImportRequest
 from optimizer.model import Model
 from optimizer.plan import Shape
@@ -52,6 +54,34 @@ RESNET20 = """
     def make(num_classes=10):
         return ResNet(int(num_classes))
 """
+
+
+@pytest.fixture(scope="session")
+def part() -> Callable[[str], Any]:
+    """A part of a worker by its name; it lies on no path, so that no user's module can meet it."""
+
+    def load(name: str) -> Any:
+        spec = spec_from_file_location(name, Path(importers.__file__).parent / "workers" / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+class _Channel:
+    """Refusals as the parent raises them."""
+
+    def refuse(self, reason: str, remedy: str) -> NoReturn:
+        raise InputError(reason, remedy)
+
+
+@pytest.fixture(scope="session")
+def channel() -> Any:
+    """The worker's end of the line, in this process."""
+    return _Channel()
 
 
 @pytest.fixture

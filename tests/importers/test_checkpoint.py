@@ -8,14 +8,12 @@ import pickle
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pytest
 
-from optimizer import importers
 from optimizer.errors import InputError
 
 torch = pytest.importorskip("torch")
@@ -24,21 +22,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::Deprecat
 
 
 @pytest.fixture(scope="module")
-def checkpoint() -> Any:
-    """The part of the worker that reads checkpoints; it lies on no path, so that no user's module can meet it."""
-    spec = spec_from_file_location("optimize_checkpoint", Path(importers.__file__).parent / "workers" / "optimize_checkpoint.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-class Channel:
-    """Refusals as the parent raises them."""
-
-    def refuse(self, reason: str, remedy: str) -> NoReturn:
-        raise InputError(reason, remedy)
+def checkpoint(part: Any) -> Any:
+    return part("optimize_checkpoint")
 
 
 def request(file: Path) -> dict[str, Any]:
@@ -92,24 +77,24 @@ def prefixed(prefix: str) -> dict[str, Any]:
         "old",
     ],
 )
-def test_weights_are_found_wherever_training_put_them(checkpoint: Any, tmp_path: Path, saved: Any) -> None:
+def test_weights_are_found_wherever_training_put_them(checkpoint: Any, tmp_path: Path, saved: Any, channel: Any) -> None:
     torch.save(saved, tmp_path / "net.pt")
     made = network()
-    read = checkpoint.read(Channel(), request(tmp_path / "net.pt"))[0]
-    assert list(checkpoint.filled(Channel(), "net.pt", made, read)) == []
+    read = checkpoint.read(channel, request(tmp_path / "net.pt"))[0]
+    assert list(checkpoint.filled(channel, "net.pt", made, read)) == []
     for key in ("fc1.weight", "bn.running_var"):
         torch.testing.assert_close(made.state_dict()[key], STATE[key])
 
 
-def test_of_two_sets_of_weights_one_is_taken_and_told(checkpoint: Any) -> None:
+def test_of_two_sets_of_weights_one_is_taken_and_told(checkpoint: Any, channel: Any) -> None:
     made = network()
     saved = {"ema": ZEROS, "model": STATE, "other": {"fc1.weight": torch.ones(1)}}
-    assert list(checkpoint.filled(Channel(), "net.pt", made, saved)) == [
+    assert list(checkpoint.filled(channel, "net.pt", made, saved)) == [
         "The weights are those under 'model'; the file also holds 'ema', 'other'."
     ]
     torch.testing.assert_close(made.state_dict()["fc1.weight"], STATE["fc1.weight"])
     saved = {"critic": {"fc1.weight": torch.ones(1)}, "generator": prefixed("module.")}
-    assert list(checkpoint.filled(Channel(), "net.pt", made, saved)) == [
+    assert list(checkpoint.filled(channel, "net.pt", made, saved)) == [
         "The weights are those under 'generator'; the file also holds 'critic'."
     ]
 
@@ -121,19 +106,19 @@ def test_half_precision_weights_are_taken_to_float32_and_told(checkpoint: Any) -
     assert list(checkpoint.in_float32(made)) == []
 
 
-def test_safetensors_are_read_as_well(checkpoint: Any, tmp_path: Path) -> None:
+def test_safetensors_are_read_as_well(checkpoint: Any, tmp_path: Path, channel: Any) -> None:
     pytest.importorskip("safetensors.torch").save_file(STATE, tmp_path / "net.safetensors")
-    read = checkpoint.read(Channel(), request(tmp_path / "net.safetensors"))[0]
+    read = checkpoint.read(channel, request(tmp_path / "net.safetensors"))[0]
     torch.testing.assert_close(read["fc1.weight"], STATE["fc1.weight"])
 
 
 @pytest.mark.parametrize("form", ["safetensors", "bin"])
-def test_the_weights_of_all_shards_come_together(checkpoint: Any, tmp_path: Path, form: str) -> None:
+def test_the_weights_of_all_shards_come_together(checkpoint: Any, tmp_path: Path, form: str, channel: Any) -> None:
     save = pytest.importorskip("safetensors.torch").save_file if form == "safetensors" else torch.save
     parts = [str(tmp_path / f"{number}.{form}") for number in range(len(STATE))]
     for part, key in zip(parts, STATE, strict=True):
         save({key: STATE[key]}, part)
-    read, trusted = checkpoint.read(Channel(), {**request(tmp_path / f"0.{form}"), "parts": parts})
+    read, trusted = checkpoint.read(channel, {**request(tmp_path / f"0.{form}"), "parts": parts})
     assert set(read) == set(STATE)
     assert not trusted
 
@@ -149,14 +134,14 @@ class Touch:
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "pickle 2", "pickle 4", "pickle 5"])
-def test_no_form_of_pickle_runs(checkpoint: Any, tmp_path: Path, form: str) -> None:
+def test_no_form_of_pickle_runs(checkpoint: Any, tmp_path: Path, form: str, channel: Any) -> None:
     file, proof = tmp_path / "bad.pt", tmp_path / "proof"
     if form.startswith("pickle"):
         file.write_bytes(pickle.dumps({"state_dict": Touch(proof)}, protocol=int(form[-1])))
     else:
         torch.save({**STATE, "more": Touch(proof)}, file, _use_new_zipfile_serialization=form == "zip")
     with pytest.raises(InputError, match="nothing in it was run") as caught:
-        checkpoint.read(Channel(), request(file))
+        checkpoint.read(channel, request(file))
     assert "system" in caught.value.reason
     assert not proof.exists()
 
@@ -176,17 +161,17 @@ def test_no_form_of_pickle_runs(checkpoint: Any, tmp_path: Path, form: str) -> N
     ],
 )
 def test_a_checkpoint_that_can_not_be_used_is_refused_in_words(
-    checkpoint: Any, tmp_path: Path, make: Callable[[], Any], words: str
+    checkpoint: Any, tmp_path: Path, make: Callable[[], Any], words: str, channel: Any
 ) -> None:
     torch.save(make(), tmp_path / "net.pt")
     with pytest.raises(InputError) as caught:
-        list(checkpoint.filled(Channel(), "net.pt", network(), checkpoint.read(Channel(), request(tmp_path / "net.pt"))[0]))
+        list(checkpoint.filled(channel, "net.pt", network(), checkpoint.read(channel, request(tmp_path / "net.pt"))[0]))
     assert words in caught.value.reason
     assert caught.value.remedy
 
 
 @pytest.mark.parametrize("kind", ["empty", "junk", "cut", "scripted", "safetensors"])
-def test_a_file_that_is_no_whole_checkpoint_is_refused(checkpoint: Any, tmp_path: Path, kind: str) -> None:
+def test_a_file_that_is_no_whole_checkpoint_is_refused(checkpoint: Any, tmp_path: Path, kind: str, channel: Any) -> None:
     file = tmp_path / ("net.safetensors" if kind == "safetensors" else "net.pt")
     torch.save(STATE, file)
     whole = file.read_bytes()
@@ -195,7 +180,7 @@ def test_a_file_that_is_no_whole_checkpoint_is_refused(checkpoint: Any, tmp_path
     else:
         file.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2]}.get(kind, np.random.default_rng(1).bytes(3000)))
     with pytest.raises(InputError) as caught:
-        checkpoint.read(Channel(), request(file))
+        checkpoint.read(channel, request(file))
     assert file.name in caught.value.reason
     assert str(tmp_path) not in caught.value.reason
     assert "optimize_checkpoint" not in sys.modules

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 
-from optimizer import importers
 from optimizer.errors import InputError
 
 torch = pytest.importorskip("torch")
@@ -18,21 +15,8 @@ BATCH = [[1], [2], [8]]
 
 
 @pytest.fixture(scope="module")
-def inputs() -> Any:
-    """The part of the worker that makes inputs up; it lies on no path."""
-    spec = spec_from_file_location("optimize_inputs", Path(importers.__file__).parent / "workers" / "optimize_inputs.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-class Channel:
-    """Refusals as the parent raises them."""
-
-    def refuse(self, reason: str, remedy: str) -> NoReturn:
-        raise InputError(reason, remedy)
+def inputs(part: Any) -> Any:
+    return part("optimize_inputs")
 
 
 def recommender() -> Callable[..., Any]:
@@ -57,19 +41,19 @@ def test_what_runs_with_no_types_gives_the_first_error(inputs: Any) -> None:
         inputs.Inputs(lambda a, b: a + b, {"a": [[2]] * 3, "b": [[3]] * 3}, {})
 
 
-def test_sizes_that_are_given_alike_move_together_and_then_alone_but_not_to_one(inputs: Any) -> None:
+def test_sizes_that_are_given_alike_move_together_and_then_alone_but_not_to_one(inputs: Any, channel: Any) -> None:
     found = inputs.Inputs(lambda a, b: a + b, {"a": BATCH, "b": BATCH}, {})
-    tried = [(words, tuple(feeds["a"].shape), tuple(feeds["b"].shape)) for words, feeds in found.probes(Channel())]
+    tried = [(words, tuple(feeds["a"].shape), tuple(feeds["b"].shape)) for words, feeds in found.probes(channel)]
     assert tried == [("the usual shape", (2,), (2,)), ("a[0] = 1", (1,), (1,)), ("a[0] = 3", (3,), (3,))]
     apart = inputs.Inputs(lambda a, b: (a, b), {"a": BATCH, "b": BATCH}, {})
-    tried = [(tuple(feeds["a"].shape), tuple(feeds["b"].shape)) for _, feeds in apart.probes(Channel())]
+    tried = [(tuple(feeds["a"].shape), tuple(feeds["b"].shape)) for _, feeds in apart.probes(channel)]
     assert {((3,), (2,)), ((2,), (3,)), ((3,), (3,))} <= set(tried)
 
 
-def test_a_size_at_which_it_never_runs_is_refused(inputs: Any) -> None:
+def test_a_size_at_which_it_never_runs_is_refused(inputs: Any, channel: Any) -> None:
     found = inputs.Inputs(lambda a: a + torch.ones(2), {"a": [[2], [2], [8]]}, {})
     with pytest.raises(InputError, match="runs at no other size of dimension 0 of 'a' than 2"):
-        list(found.probes(Channel()))
+        list(found.probes(channel))
 
 
 def test_inputs_that_an_export_dropped_are_made_as_large_as_those_beside_them(inputs: Any) -> None:

@@ -191,3 +191,21 @@ def test_too_few_values_for_the_level_give_an_open_interval() -> None:
 def test_one_outlier_does_not_move_the_centre() -> None:
     values = np.array([1.0, 1.1, 0.9, 1.05, 0.95, 1.02, 0.98, 1e6])
     assert centre(values, 0.05).value == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_contender_is_made_ready_before_each_of_its_visits() -> None:
+    open_now: list[str] = []
+
+    def ready(name: str) -> None:
+        open_now[:] = [name]
+
+    def run(name: str) -> Callable[[], None]:
+        def once() -> None:
+            assert open_now == [name]
+            clock.now += 0.01
+
+        return once
+
+    clock = Clock()
+    timings = race({"a": run("a"), "b": run("b")}, "a", seconds=1, timed_on="", clock=clock, sweep=lambda: None, ready=ready)
+    assert set(timings) == {"a", "b"}
