@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -76,6 +77,19 @@ def quantized(model: ir.Model) -> int:
     """How many operators convert to 8-bit integers or compute with them: more than 0 in a model that another tool has quantized."""
     kinds = [node.op_type for node in model.graph.all_nodes()]
     return sum(kind in _QUANTIZED or kind.startswith("QLinear") for kind in kinds)
+
+
+HEAVY = 1 << 28
+"""Bytes of weights above which memory is freed at once where it costs time, rather than when there happens to be some."""
+
+
+def free(weights: int) -> None:
+    """Free what graphs held that nobody reads any more, if there are so many bytes of weights in it that it counts.
+
+    Nodes and values know each other, so that they and their weights stay until Python looks for cycles, which it seldom does.
+    """
+    if weights > HEAVY:
+        gc.collect()
 
 
 def infer_shapes(model: ir.Model) -> None:

@@ -14,7 +14,7 @@ from onnx.reference import ReferenceEvaluator
 
 from optimizer.engine import Arrays
 from optimizer.errors import InputError
-from optimizer.graph import clone, held, infer_shapes, names, unique
+from optimizer.graph import HEAVY, clone, free, held, infer_shapes, names, unique, weights_bytes
 from optimizer.model import CUSTOM_OPS, TensorSpec, spec
 
 UNSEEN = (
@@ -62,6 +62,7 @@ class Reference:
         self.outputs: tuple[TensorSpec, ...] = tuple(spec(value) for value in watched.graph.outputs)
         self._known = _expose(watched, watch)
         self._names = [value.name or "" for value in watched.graph.outputs]
+        self._bytes = weights_bytes(watched)
         self._session, self._weights = _session(watched, threads, optimized)
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
@@ -78,6 +79,7 @@ class Reference:
     def close(self) -> None:
         """Frees the session and its hold on the weights."""
         del self._session, self._weights
+        free(self._bytes)
 
 
 def _expose(model: ir.Model, watch: Sequence[str]) -> dict[str, NDArray[Any] | None]:
@@ -115,6 +117,9 @@ def _session(model: ir.Model, threads: int, optimized: bool) -> tuple[ort.Infere
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     options.add_session_config_entry("session.disable_prepacking", "1")  # it copies every weight into the kernel's own order
+    if weights_bytes(model) > HEAVY:
+        # An arena keeps what it grew to, in powers of two: twice the weights of a quantized graph, which are dequantized at every run.
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     if CUSTOM_OPS in model.metadata_props:
         options.register_custom_ops_library(model.metadata_props[CUSTOM_OPS])
     weights = _share_weights(model, options)

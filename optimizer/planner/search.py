@@ -12,7 +12,7 @@ from calibration.ranges import METHODS
 from optimizer.backends import backend
 from optimizer.engine import Arrays, Built, Candidate, Engine, Realised
 from optimizer.errors import InputError, OptimizeError, UnavailableError
-from optimizer.graph import quantized
+from optimizer.graph import free, quantized, weights_bytes
 from optimizer.model import PLANNED, is_layer
 from optimizer.plan import Plan, Precision
 from optimizer.planner.distance import Distance, distance
@@ -224,6 +224,8 @@ def _built(problem: Problem, name: str, plan: Plan, folder: Path, track: Track) 
         if problem.given is not None or problem.wanted == name != "int8" or name == next(unquantized(problem))[0]:
             raise
         return replace(candidate, folder=None, outcome="not built", reason=f"{error.reason} {error.remedy}")
+    finally:
+        free(weights_bytes(problem.model.graph))
 
 
 def _unbuilt(graph: ir.Model, why: str) -> Built:

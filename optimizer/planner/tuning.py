@@ -8,24 +8,22 @@ from functools import partial
 from kernels.timing import race
 from optimizer.backends import backend
 from optimizer.engine import Arrays, Candidate
-from optimizer.graph import weights_bytes
+from optimizer.graph import HEAVY, weights_bytes
 from optimizer.plan import Knobs
 from optimizer.planner.problem import Problem
 from optimizer.progress import Track, silent
 
 TUNING_SECONDS = 5.0
 
-LARGEST = 1 << 28
-"""Bytes of weights above which nothing is tuned: an engine so large keeps all cores busy, and a second one would cost as much memory."""
-
 
 def tuned(problem: Problem, candidate: Candidate, feed: Arrays, track: Track = silent) -> tuple[Knobs, str]:
     """The knobs with which the candidate's engine runs `feed` fastest, and what was measured, in words ("" where nothing was).
 
+    Nothing is tried of an engine with more than HEAVY weights: it keeps all cores busy, and a second one would cost as much memory.
     Of `problem.choices` one knob is tried after the other; the first choice stays unless another is faster for sure.
     """
     knobs, told = dict(problem.knobs), ""
-    if candidate.folder is None or not problem.capability.runs_here or weights_bytes(problem.model.graph) > LARGEST:
+    if candidate.folder is None or not problem.capability.runs_here or weights_bytes(problem.model.graph) > HEAVY:
         return knobs, told
     for knob, choices in problem.choices.items():
         if len(choices) < 2:
