@@ -18,24 +18,18 @@ from numpy.typing import NDArray
 
 from optimizer.errors import InputError
 from optimizer.provenance import sha256_of_file
-from optimizer.readers.rows import LABELS, MANY_BYTES, Asked, Row, at, joined_labels, sha256_of_files
+from optimizer.readers.rows import LABELS, MANY_BYTES, Asked, Reader, Row, at, joined_labels, sha256_of_files
 
 _DAMAGED = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, MemoryError, RuntimeError)
 """What an archive that is not whole, not of numpy's or encrypted makes zipfile and numpy raise."""
 
 
 @dataclass(frozen=True)
-class NpzReader:
+class NpzReader(Reader):
     """An .npz, streamed out of the archive row by row; `whole`: its arrays are one sample and have no sample axis."""
 
     path: Path
-    name: str
-    sha256: str
-    length: int
-    labels: NDArray[Any] | None
     whole: bool = False
-    notes: tuple[str, ...] = ()
-    starts: tuple[int, ...] = (0,)
 
     def rows(self, chosen: Sequence[int] | None = None) -> Iterator[Row]:
         return at(chosen, self._every())
@@ -71,16 +65,10 @@ class NpyReader:
 
 
 @dataclass(frozen=True)
-class FilesReader:
+class FilesReader(Reader):
     """A folder of .npy or .npz files: each a batch of samples, or one sample without a sample axis; each begins a recording."""
 
     files: tuple[NpzReader | NpyReader, ...]
-    name: str
-    sha256: str
-    length: int
-    labels: NDArray[Any] | None
-    starts: tuple[int, ...]
-    notes: tuple[str, ...] = ()
 
     def rows(self, chosen: Sequence[int] | None = None) -> Iterator[Row]:
         return at(chosen, (row for file in self.files for row in file.rows()))
@@ -105,7 +93,14 @@ def array_files(folder: Path, asked: Asked) -> FilesReader | None:
     if labels and sum(map(len, labels)) != length:
         raise InputError(f"Some files in {folder.name} have labels and some have none.", "Give a label with every sample, or with none.")
     starts = (0, *accumulate(file.length for file in files[:-1]))
-    return FilesReader(files, folder.name, sha256_of_files(paths, folder), length, joined_labels(labels, folder.name), starts)
+    return FilesReader(
+        files,
+        name=folder.name,
+        sha256=sha256_of_files(paths, folder),
+        length=length,
+        labels=joined_labels(labels, folder.name),
+        starts=starts,
+    )
 
 
 def _npy(path: Path, asked: Asked) -> NpyReader:
@@ -131,7 +126,9 @@ def _npz(path: Path, whole: bool) -> NpzReader:
     if len(set(lengths.values())) > 1:
         told = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise InputError(f"The arrays in {path.name} have different lengths: {told}.", "Give as many labels and inputs as samples.")
-    return NpzReader(path, path.name, sha256_of_file(path), next(iter(lengths.values())) or 0, _labels(path, whole), whole)
+    return NpzReader(
+        path, whole, name=path.name, sha256=sha256_of_file(path), length=next(iter(lengths.values())) or 0, labels=_labels(path, whole)
+    )
 
 
 def _is_sample(path: Path, asked: Asked) -> bool:

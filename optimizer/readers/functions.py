@@ -14,21 +14,15 @@ from numpy.typing import NDArray
 from optimizer.errors import InputError
 from optimizer.process import user_arrays
 from optimizer.provenance import told
-from optimizer.readers.rows import LABELS, Row, at, joined_labels
+from optimizer.readers.rows import LABELS, Reader, Row, at, joined_labels
 
 
 @dataclass(frozen=True)
-class FunctionReader:
+class FunctionReader(Reader):
     """Rows out of a generator of the user's; each run must give what the first one gave."""
 
     reference: str
     folder: Path
-    name: str
-    sha256: str
-    length: int
-    labels: NDArray[Any] | None
-    notes: tuple[str, ...] = ()
-    starts: tuple[int, ...] = (0,)
 
     def rows(self, chosen: Sequence[int] | None = None) -> Iterator[Row]:
         return at(chosen, self._every())
@@ -55,7 +49,9 @@ def function(reference: str, folder: Path) -> FunctionReader:
         labels.extend(row[name] for name in LABELS if name in row)
     if labels and len(labels) != count:
         raise InputError(f"{reference} gave {len(labels)} labels for {count} samples.", "Yield a label with every sample, or with none.")
-    return FunctionReader(reference, folder, told(reference, folder), digest.hexdigest(), count, joined_labels(labels, reference))
+    return FunctionReader(
+        reference, folder, name=told(reference, folder), sha256=digest.hexdigest(), length=count, labels=joined_labels(labels, reference)
+    )
 
 
 def _rows(reference: str, folder: Path) -> Iterator[Row]:

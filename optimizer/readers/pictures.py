@@ -6,31 +6,23 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from optimizer.images import MODES, image_from_file, image_head
 from optimizer.model import TensorSpec
-from optimizer.readers.rows import Asked, Row, at, files_in_classes, sha256_of_files
+from optimizer.readers.rows import Asked, Reader, Row, at, files_in_classes, sha256_of_files
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
 @dataclass(frozen=True)
-class ImagesReader:
+class ImagesReader(Reader):
     """Images as uint8 of shape (1, height, width, channels), or (1, height, width) for a model without a channel axis."""
 
     files: tuple[Path, ...]
     mode: str
     flat: bool
-    name: str
-    sha256: str
-    length: int
-    labels: NDArray[Any] | None
-    notes: tuple[str, ...]
-    starts: tuple[int, ...] = (0,)
 
     def rows(self, chosen: Sequence[int] | None = None) -> Iterator[Row]:
         for path in at(chosen, self.files):
@@ -48,7 +40,14 @@ def images(folder: Path, asked: Asked) -> ImagesReader | None:
         return None
     mode, flat = _form(asked)
     return ImagesReader(
-        files, mode, flat, folder.name, sha256_of_files(files, folder), len(files), labels, _remarks(files, mode, folder.name)
+        files,
+        mode,
+        flat,
+        name=folder.name,
+        sha256=sha256_of_files(files, folder),
+        length=len(files),
+        labels=labels,
+        notes=_remarks(files, mode, folder.name),
     )
 
 

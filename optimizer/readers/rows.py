@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,34 +29,24 @@ MANY_BYTES = 1 << 31
 """A single sample of more than 2 GiB is taken for a damaged header rather than for data."""
 
 
-class Reader(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class Reader(ABC):
     """Rows of a data set, the same at every iteration, one in memory at a time.
 
     `labels` has one entry a row; `notes` is what a user should know of how the data was read; `starts` are the rows at which a
     recording begins, for models that carry a state from row to row.
     """
 
-    @property
-    def name(self) -> str: ...
+    name: str
+    sha256: str
+    length: int
+    labels: NDArray[Any] | None
+    notes: tuple[str, ...] = ()
+    starts: tuple[int, ...] = (0,)
 
-    @property
-    def sha256(self) -> str: ...
-
-    @property
-    def length(self) -> int: ...
-
-    @property
-    def labels(self) -> NDArray[Any] | None: ...
-
-    @property
-    def notes(self) -> tuple[str, ...]: ...
-
-    @property
-    def starts(self) -> tuple[int, ...]: ...
-
+    @abstractmethod
     def rows(self, chosen: Sequence[int] | None = None) -> Iterator[Row]:
         """The rows at the places `chosen`, which rise; all where it is None."""
-        ...
 
 
 def at(places: Sequence[int] | None, items: Iterable[T]) -> Iterator[T]:

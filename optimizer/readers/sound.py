@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from optimizer.errors import InputError
 from optimizer.model import TensorSpec
 from optimizer.preprocessing import InputPreprocessing
-from optimizer.readers.rows import MANY_BYTES, Asked, Row, at, files_in_classes, joined_labels, sha256_of_files
+from optimizer.readers.rows import MANY_BYTES, Asked, Reader, Row, at, files_in_classes, joined_labels, sha256_of_files
 
 ENDINGS = (".wav",)
 
@@ -60,18 +60,12 @@ class Wav:
 
 
 @dataclass(frozen=True)
-class SoundReader:
+class SoundReader(Reader):
     """Windows of sound, float32: (1, window), or with an axis of channels where the model has one. Each file begins a recording."""
 
     files: tuple[Wav, ...]
     cut: InputPreprocessing
     spec: TensorSpec
-    name: str
-    sha256: str
-    length: int
-    labels: NDArray[Any] | None
-    notes: tuple[str, ...]
-    starts: tuple[int, ...]
 
     def rows(self, chosen: Sequence[int] | None = None) -> Iterator[Row]:
         windows = ((file, first) for file in self.files for first in _windows(file, self.cut))

@@ -14,22 +14,16 @@ from optimizer.errors import InputError
 from optimizer.model import TensorSpec
 from optimizer.provenance import sha256_of_file
 from optimizer.readers.records import Records, numbered, numbers
-from optimizer.readers.rows import LABELS, Asked, Row, at
+from optimizer.readers.rows import LABELS, Asked, Reader, Row, at
 
 
 @dataclass(frozen=True)
-class TableReader:
+class TableReader(Reader):
     """Rows of a table, (1, columns) or (1,) as the rank of the input is; `columns` are those of each input."""
 
     records: Records
     inputs: tuple[TensorSpec, ...]
     columns: Mapping[str, tuple[str, ...]]
-    name: str
-    sha256: str
-    length: int
-    labels: NDArray[Any] | None
-    notes: tuple[str, ...]
-    starts: tuple[int, ...] = (0,)
 
     def rows(self, chosen: Sequence[int] | None = None) -> Iterator[Row]:
         for number, record in at(chosen, enumerate(self.records, 1)):
@@ -62,7 +56,9 @@ def table(path: Path, asked: Asked) -> TableReader:
     length, labels = records.counted()
     array, told = numbered(labels, {}, path.name) if labels is not None else (None, "")
     notes = (*_remarks(features, columns, path.name), *((told,) if told else ()))
-    return TableReader(records, asked.wanted, columns, path.name, sha256_of_file(path), length, array, notes)
+    return TableReader(
+        records, asked.wanted, columns, name=path.name, sha256=sha256_of_file(path), length=length, labels=array, notes=notes
+    )
 
 
 def _columns(features: list[str], inputs: tuple[TensorSpec, ...], name: str) -> dict[str, tuple[str, ...]]:

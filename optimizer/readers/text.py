@@ -17,7 +17,7 @@ from optimizer.process import user_tokens
 from optimizer.provenance import sha256_of_file
 from optimizer.readers.huggingface import FolderTokenizer, folder_tokenizer, label_names
 from optimizer.readers.records import Records, numbered
-from optimizer.readers.rows import Asked, Row, at
+from optimizer.readers.rows import Asked, Reader, Row, at
 
 TEXT = "text"
 _PAIR = "text_pair"
@@ -26,18 +26,12 @@ Tokenize = Callable[[str, str | None], Row]
 
 
 @dataclass(frozen=True)
-class TextReader:
+class TextReader(Reader):
     """What the tokenizer makes of each text: arrays by input name, each with a sample axis of 1 first."""
 
     records: Records
     asked: Asked
     tokenizer: FolderTokenizer | None
-    name: str
-    sha256: str
-    length: int
-    labels: NDArray[Any] | None
-    notes: tuple[str, ...]
-    starts: tuple[int, ...] = (0,)
 
     def rows(self, chosen: Sequence[int] | None = None) -> Iterator[Row]:
         with self._opened() as tokenize:
@@ -75,4 +69,4 @@ def text(path: Path, asked: Asked) -> TextReader:
     if tokenizer is not None:
         digest = hashlib.sha256(f"{digest} {tokenizer.sha256} {tokenizer.note}".encode()).hexdigest()
     notes = tuple(note for note in (told, tokenizer.note if tokenizer is not None else "") if note)
-    return TextReader(records, asked, tokenizer, path.name, digest, length, labels, notes)
+    return TextReader(records, asked, tokenizer, name=path.name, sha256=digest, length=length, labels=labels, notes=notes)

@@ -195,7 +195,7 @@ LAMBDA = {
 }
 MODELS_OF_TENSORFLOW = {
     "outside.keras": (keras({}, **{"../../escaped": b"x", "model.weights.h5": b""}), "outside"),
-    "absolute.keras": (keras({}, **{"/tmp/escaped": b"x"}), "outside"),
+    "absolute.keras": (keras({}, **{"/escaped": b"x"}), "outside"),
     "bomb.keras": (keras({}, **{"model.weights.h5": bytes(1 << 28)}), "unpack"),
     "deep.keras": (archive({"config.json": b"[" * DEEP + b"]" * DEEP, "metadata.json": b"{}"}), "deep.keras"),
     "lambda.keras": (keras({"class_name": "Sequential", "config": {"layers": [LAMBDA]}}), "Python code"),
