@@ -101,7 +101,8 @@ def climb_to_fused(
             return _from_imported(graphs, sizes, metric, track, "; ".join(climbed.parent.failures.values()))
         for form in graphs:
             climbed = climb(climbed, form, sizes, metric, track)
-    return climbed, ()
+    failures = climbed.parent.failures.items()
+    return climbed, tuple(f"The parent itself does not run with {size}, so nothing was compared there: {why}" for size, why in failures)
 
 
 def _from_imported(graphs: Sequence[Form], sizes: Sizes, metric: Metric, track: Track, why: str) -> tuple[Climbed, tuple[str, ...]]:

@@ -28,6 +28,13 @@ _BY_ENDING = {
 _BY_CONTENT = {"tensorflow": ("saved_model.pb", "saved_model.pbtxt"), "pytorch": ("config.json",)}
 """What in a folder tells whose it is: a SavedModel, a model of Hugging Face's."""
 
+_TAKES = {
+    "onnx": {"custom_ops"},
+    "pytorch": {"source_python"},
+    "tensorflow": {"source_python", "signature", "tags"},
+}
+"""Which of the options that are about one kind of file an importer heeds; factories it judges by itself."""
+
 _PICKLE = b"\x80"
 _ZIP = b"PK\x03\x04"
 _HDF5 = b"\x89HDF"
@@ -68,12 +75,23 @@ def load(how: ImportRequest, track: Track = silent) -> Model:
         InputError: the file can't be used; UnavailableError: the package that reads it is not installed.
     """
     check_house()
+    _refuse_what_it_does_not_take(how)
     return _importer(how.file).load(_absolute(how), track)  # type: ignore[no-any-return]
 
 
 def running(how: ImportRequest, model: Model) -> SourceRun:
     """The parent of `model`, which `load(how)` gave, opened in its own framework; to be closed by the caller."""
     return _importer(how.file).running(_absolute(how), model)  # type: ignore[no-any-return]
+
+
+def _refuse_what_it_does_not_take(how: ImportRequest) -> None:
+    """An option that the file leaves without effect would be dropped in silence."""
+    framework = _framework(how.file)
+    for name in ("source_python", "signature", "tags", "custom_ops"):
+        if getattr(how, name) and name not in _TAKES[framework]:
+            option = f"--{name.removesuffix('s') if name == 'tags' else name.replace('_', '-')}"
+            reason = f"{option} has no meaning for {how.file.name}, which the importer of {framework} reads."
+            raise InputError(reason, f"Leave {option} away.")
 
 
 def _absolute(how: ImportRequest) -> ImportRequest:

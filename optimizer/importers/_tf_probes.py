@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from optimizer.engine import Arrays
 from optimizer.errors import InputError
-from optimizer.importers._torch_probes import Probe
+from optimizer.importers._probes import Probe
 from optimizer.model import TensorSpec
 from optimizer.plan import Shape
 

@@ -23,8 +23,8 @@ from optimizer.fusion import SCAFFOLDING, fuse
 from optimizer.graph import names, unique
 from optimizer.importers import ImportRequest
 from optimizer.importers._naming import name_layers, strip_metadata
+from optimizer.importers._probes import Probe, UnlikeError, held_against, probe
 from optimizer.importers._torch_file import RUNS_CODE, TorchFile, check_trusted, examined, worker_request
-from optimizer.importers._torch_probes import Probe, UnlikeError, held_against, probe
 from optimizer.importers._torch_running import InTorch
 from optimizer.importers._torch_sequences import without_sequences
 from optimizer.importers.onnx import TIDIED, load_graph

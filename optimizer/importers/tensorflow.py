@@ -23,10 +23,10 @@ from optimizer.engine import Arrays, SourceRun
 from optimizer.errors import InputError, UnavailableError
 from optimizer.fusion import SCAFFOLDING, fuse
 from optimizer.importers import ImportRequest
+from optimizer.importers._probes import UnlikeError, held_against
 from optimizer.importers._recurrent import recurrent
 from optimizer.importers._tf_naming import name_layers
 from optimizer.importers._tf_probes import probes
-from optimizer.importers._torch_probes import UnlikeError, held_against
 from optimizer.importers.onnx import load_graph
 from optimizer.model import Model, Source, spec
 from optimizer.process import Child, isolated
@@ -51,6 +51,7 @@ class _Described:
     notes: tuple[str, ...] = ()
     signature: str | None = None
     tags: tuple[str, ...] = ()
+    trusted: bool = False
     versions: dict[str, str] = field(default_factory=dict)
 
 
@@ -199,10 +200,10 @@ def _source(how: ImportRequest, described: _Described) -> Source:
         framework="tensorflow",
         file=how.file.name,
         sha256=sha256_of(how.file),
-        trusted=how.trust,
-        interpreter=how.source_python.name if how.source_python is not None else None,
+        trusted=described.trusted,
+        interpreter=f"Python {described.versions.get('python', '')}" if how.source_python is not None else None,
         signature=described.signature,
         tags=described.tags,
         versions={**versions("onnx", "onnx-ir", "onnxscript", "onnxruntime", "tf2onnx"), **described.versions},
-        notes=(*described.notes, *((_TRUSTED,) if how.trust else ())),
+        notes=(*described.notes, *((_TRUSTED,) if described.trusted else ())),
     )

@@ -45,6 +45,8 @@ def search(problem: Problem, feed: Arrays, folder: Path, track: Track = silent) 
     (first, plan), *_ = unquantized(problem)
     baseline = _built(problem, first, plan, folder / first, track)
     knobs, told = tuned(problem, baseline, feed, track)
+    if told and knobs == problem.knobs:
+        baseline = replace(baseline, plan=replace(baseline.plan, reason=f"{plan.reason}; {told}"))
     if knobs != problem.knobs:
         problem = replace(problem, knobs=knobs)
         baseline = _built(problem, first, replace(plan, knobs=knobs, reason=f"{plan.reason}; {told}"), folder / f"{first} tuned", track)

@@ -19,12 +19,17 @@ TUNING_SECONDS = 5.0
 def tuned(problem: Problem, candidate: Candidate, feed: Arrays, track: Track = silent) -> tuple[Knobs, str]:
     """The knobs with which the candidate's engine runs `feed` fastest, and what was measured, in words ("" where nothing was).
 
-    Nothing is tried of an engine with more than HEAVY weights: it keeps all cores busy, and a second one would cost as much memory.
+    Nothing is tried of an engine with more than HEAVY weights, and that is told: a second one would cost as much memory.
     Of `problem.choices` one knob is tried after the other; the first choice stays unless another is faster for sure.
     """
     knobs, told = dict(problem.knobs), ""
-    if candidate.folder is None or not problem.capability.runs_here or weights_bytes(problem.model.graph) > HEAVY:
+    if candidate.folder is None or not problem.capability.runs_here or not problem.choices:
         return knobs, told
+    if weights_bytes(problem.model.graph) > HEAVY:
+        return (
+            knobs,
+            f"{', '.join(f'{knob} {knobs[knob]}' for knob in problem.choices)}, not raced: a second engine would cost as much memory",
+        )
     for knob, choices in problem.choices.items():
         if len(choices) < 2:
             continue

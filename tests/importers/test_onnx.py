@@ -342,3 +342,14 @@ def test_a_speech_detector_with_branches_and_state_comes_in(load: Load, assets: 
     feeds = {"input": np.full((1, 576), 0.1, np.float32), "state": np.zeros((2, 1, 128), np.float32), "sr": np.int64(16000)}
     for wanted, found in zip(answers(assets / "silero_vad_16k.onnx", **feeds), answers(fixed.graph, **feeds), strict=True):
         np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("option", "asked"),
+    [("--signature", {"signature": "serve"}), ("--tag", {"tags": ("serve",)}), ("--source-python", {"source_python": Path("python")})],
+)
+def test_an_option_that_means_nothing_for_the_file_is_refused(load: Load, model: Write, option: str, asked: Any) -> None:
+    model("net (float[2] x) => (float[2] y) { y = Relu(x) }")
+    with pytest.raises(InputError) as caught:
+        load("model.onnx", **asked)
+    assert caught.value.reason.startswith(option)

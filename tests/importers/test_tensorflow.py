@@ -146,6 +146,12 @@ def test_a_lambda_runs_only_where_it_is_trusted(load: Load, models: Path) -> Non
     assert "twice" in ops(model)
 
 
+def test_trust_that_a_file_did_not_need_is_not_told_as_used(load: Load, models: Path) -> None:
+    model = load(models / "float.tflite", trust=True)
+    assert not model.source.trusted
+    assert not any("--trust" in note for note in model.source.notes)
+
+
 @pytest.mark.parametrize(
     ("name", "how", "words"),
     [

@@ -18,7 +18,7 @@ import optimizer
 from optimizer import climbing
 from optimizer.climbing import sizes_of
 from optimizer.engine import Arrays
-from optimizer.errors import UnavailableError
+from optimizer.errors import InputError, UnavailableError
 from optimizer.model import Model, Source
 from optimizer.plan import Shape
 from optimizer.planner import finals
@@ -139,3 +139,16 @@ def test_data_of_several_sizes_is_tried_at_its_smallest_and_largest_and_a_free_b
     assert told["the largest shapes (x 1x30)"] == [(1, 30)]
     assert told["a batch of 4"] == [(4, 9)]
     assert "a batch of 4" not in _told(sizes_of(_feeds((1, 9)), _model(1, 9), {}))
+
+
+def test_a_size_that_the_parent_refuses_is_left_out_and_told(build: Any) -> None:
+    class OneAtATime(Trained):
+        def run(self, feeds: Arrays) -> dict[str, Array]:
+            if len(next(iter(feeds.values()))) > 1:
+                raise InputError("It takes one sample.", "Give one.")
+            return super().run(feeds)
+
+    outcome, report = build(lambda _, model: OneAtATime(model, 1.0))
+    assert outcome.exit_code == 0
+    assert {tuple(rung["sizes"]) for rung in report["ladder"]} == {("the usual shapes",)}
+    assert any("does not run with a batch of 4" in note and "one sample" in note for note in report["notes"])

@@ -2,54 +2,65 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx_ir as ir
 import pytest
 
 from kernels.target import this_cpu
-from optimizer.engine import Built, Candidate
-from optimizer.plan import Plan
+from optimizer.backends import backend
+from optimizer.engine import Candidate, Engine
+from optimizer.model import Model, Source
 from optimizer.planner import finals
+from optimizer.planner.problem import Problem
+from optimizer.planner.search import opened
+from optimizer.precision import typed
 
-GIGABYTE = 1 << 30
-
-
-class Engine:
-    def __init__(self, name: str, alive: list[str]) -> None:
-        self.name, self.alive = name, alive
-        alive.append(name)
-
-    def run(self, _feeds: Any) -> dict[str, Any]:
-        return {}
-
-    def close(self) -> None:
-        self.alive.remove(self.name)
+TEXT = """<ir_version: 10, opset_import: ["" : 20]>
+net (float[1,64] x) => (float[1,64] y) <float[64,64] w> { [product] y = MatMul(x, w) }"""
 
 
-class Problem:
-    target = this_cpu()
+@pytest.fixture(scope="module")
+def problem() -> Problem:
+    graph = ir.from_onnx_text(TEXT, initializers=[ir.tensor(np.ones((64, 64), np.float32), name="w")])
+    builder, target = backend("onnxruntime"), this_cpu()
+    model = Model(graph, Source("onnx", "net.onnx", "0" * 64))
+    return Problem(model, "onnxruntime", target, builder.capability(target), {"threads": 1, "spinning": False}, wanted="auto")
 
-    class capability:  # noqa: N801
-        runs_here = True
 
-
-@pytest.mark.parametrize(("weights", "most"), [(GIGABYTE // 4, 4), (GIGABYTE // 2, 2), (3 * GIGABYTE, 1)])
+@pytest.mark.parametrize(("engines", "most"), [(4.5, 4), (2.5, 2), (0.5, 1)])
 def test_engines_that_do_not_fit_together_are_opened_in_turn(
-    weights: int, most: int, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    engines: float, most: int, problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alive: list[str] = []
+    candidates = []
+    for name in "abcd":
+        plan = problem.plan("fp32", "")
+        (tmp_path / name).mkdir()
+        built = backend("onnxruntime").build(typed(problem.model, plan, problem.capability), problem.target, problem.knobs, tmp_path / name)
+        candidates.append(Candidate(name, plan, folder=tmp_path / name, built=built))
+    assert candidates[0].built is not None
+    alive: list[int] = []
     seen: list[int] = []
 
-    def opened(_problem: Any, candidate: Candidate) -> Engine:
-        engine = Engine(candidate.name, alive)
-        seen.append(len(alive))
-        return engine
+    def counted(of: Problem, candidate: Candidate) -> Engine:
+        engine: Any = opened(of, candidate)
+        close = engine.close
 
-    monkeypatch.setattr(finals, "opened", opened)
-    monkeypatch.setattr(finals, "RACE_SECONDS", 0.01)
-    built = Built((), memory={"weights": weights})
-    candidates = [Candidate(name, Plan("any", "cpu", "fp32"), folder=tmp_path, built=built) for name in ("a", "b", "c", "d")]
-    found = finals.timed(Problem(), candidates, {})  # type: ignore[arg-type]
+        def closed() -> None:
+            alive.remove(id(engine))
+            close()
+
+        engine.close = closed
+        alive.append(id(engine))
+        seen.append(len(alive))
+        return engine  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(finals, "opened", counted)
+    monkeypatch.setattr(finals, "RACE_SECONDS", 0.05)
+    monkeypatch.setattr(finals, "ROOM", int(engines * candidates[0].built.memory["weights"]))
+    found = finals.timed(problem, candidates, {"x": np.ones((1, 64), np.float32)})
     assert [one.timing is not None for one in found] == [True] * 4
     assert max(seen) == most
     assert alive == []

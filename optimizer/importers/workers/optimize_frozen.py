@@ -30,7 +30,7 @@ class Opened(NamedTuple):
 
     `inputs` and `outputs` map the names that the user knows to tensors, of `graph` where there is one; `specs` are the inputs'
     dtypes and shapes, None for what is free.  `run` gives arrays by output name, computed by the model as it was before it was
-    frozen; `tensors`, any tensors by name.  `layers` are paths that are known to be layers.
+    frozen; `tensors`, any tensors by name.  `layers` are paths that are known to be layers; `trusted` says that code in the file ran.
     """
 
     inputs: Mapping[str, str]
@@ -43,6 +43,7 @@ class Opened(NamedTuple):
     notes: Sequence[str] = ()
     signature: str | None = None
     tags: Sequence[str] = ()
+    trusted: bool = False
 
 
 def nodes(graph: Any) -> Iterator[Any]:

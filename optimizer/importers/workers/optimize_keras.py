@@ -39,8 +39,9 @@ def opened(channel: Channel, request: Mapping[str, Any]) -> optimize_frozen.Open
     """The model's inference function, frozen."""
     file, name = Path(request["file"]), request["name"]
     config, version = described(channel, file, name)
-    if not request["trust"]:
-        refuse_code(channel, name, config)
+    code = code_in(name, config)
+    if code is not None and not request["trust"]:
+        channel.refuse(code, TRUST)
     channel.see(Path(request["folder"]))
     model, keras = loaded(channel, file, name, version, config, request["trust"])
     inputs, call = called(channel, name, model)
@@ -59,7 +60,9 @@ def opened(channel: Channel, request: Mapping[str, Any]) -> optimize_frozen.Open
         return {label: array.numpy() for label, array in zip(names, found)}
 
     notes = [f"Read with {keras.__name__} {keras.__version__}; Keras {version} wrote it."]
-    return optimize_frozen.Opened(tensors, outputs, alone.specs(), run, alone.tensors, graph, layer_names(model), notes)
+    return optimize_frozen.Opened(
+        tensors, outputs, alone.specs(), run, alone.tensors, graph, layer_names(model), notes, trusted=code is not None
+    )
 
 
 def described(channel: Channel, file: Path, name: str) -> tuple[Any, str]:
@@ -115,8 +118,8 @@ def refuse_links(channel: Channel, name: str, weights: h5py.Group) -> None:
             refuse_links(channel, name, inner)
 
 
-def refuse_code(channel: Channel, name: str, config: Any) -> None:
-    """Refuse what runs code of the file's choice: marshalled Python, and classes of packages that are not Keras's."""
+def code_in(name: str, config: Any) -> str | None:
+    """What in a file would run code of its choice, in words: marshalled Python, and classes of packages that are not Keras's."""
     for entry in entries(config):
         kind = entry.get("class_name")
         if kind in {"Lambda", "__lambda__"} or "lambda" in (
@@ -125,10 +128,11 @@ def refuse_code(channel: Channel, name: str, config: Any) -> None:
             entry.get("mask_type"),
         ):
             label = entry["config"].get("name", kind) if isinstance(entry.get("config"), dict) else kind
-            channel.refuse(f"{name} holds Python code (the Lambda layer {label!r}), which runs when it is loaded.", TRUST)
+            return f"{name} holds Python code (the Lambda layer {label!r}), which runs when it is loaded."
         module = entry.get("module")
         if isinstance(module, str) and (module.split(".")[0] not in OWN if module != "builtins" else kind != "function"):
-            channel.refuse(f"{name} names {module}.{kind}, which is none of Keras's own classes, and loading it runs that module.", TRUST)
+            return f"{name} names {module}.{kind}, which is none of Keras's own classes, and loading it runs that module."
+    return None
 
 
 def entries(config: Any) -> Iterator[Mapping[str, Any]]:

@@ -48,6 +48,7 @@ def opened(channel: Channel, request: Mapping[str, Any]) -> optimize_frozen.Open
         except tf.errors.FailedPreconditionError:
             # A module that holds a Keras 3 model is saved with its variables twice, and the graph restores those that nobody reads.
             frozen, run, inputs, outputs = by_objects(folder, tags, key)
+            notes.append("Its graph alone does not restore all its variables, so it was loaded with the objects that hold them.")
         frozen = optimize_frozen.inlined(frozen, [*inputs.values(), *outputs.values()])
     frozen = optimize_frozen.with_shapes(frozen, inputs, request["shapes"])
     alone = optimize_frozen.Session(frozen, inputs)

@@ -40,6 +40,7 @@ def main(channel: Channel) -> None:
         notes=list(model.notes),
         signature=model.signature,
         tags=list(model.tags),
+        trusted=model.trusted,
         versions={"tensorflow": tf.__version__, "python": platform.python_version()},
     )
     while True:
