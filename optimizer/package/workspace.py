@@ -11,7 +11,10 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from types import TracebackType
@@ -41,6 +44,7 @@ _RENAME_EXCHANGE = 2
 _FULL = {errno.ENOSPC: "The disk is full", errno.EDQUOT: "The disk quota is used up"}
 _CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 _HARDLY_ANY = 256 << 10
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Workspace:
@@ -76,7 +80,8 @@ class Workspace:
             self.folder.mkdir()
             self.scratch.mkdir()
         except BaseException as error:
-            self._leave()
+            with _undisturbed():
+                self._leave()
             if isinstance(error, OSError):
                 raise _explained(error, self.output) from error
             raise
@@ -96,8 +101,9 @@ class Workspace:
         self._made = []
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        full = isinstance(error, Exception) and not isinstance(error, OptimizeError) and _is_full(error, self.folder)
-        self._leave()
+        with _undisturbed():
+            full = isinstance(error, Exception) and not isinstance(error, OptimizeError) and _is_full(error, self.folder)
+            self._leave()
         if full:
             raise InputError(
                 f"The disk of {self.output.name} is full.", "Free space there, or give -o a folder on another disk."
@@ -117,6 +123,23 @@ class Workspace:
             if made.is_dir() and not any(made.iterdir()):
                 made.rmdir()
         self._made = []
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Hold back what would stop the process (Ctrl-C, SIGTERM, SIGHUP) until the block is done; then it takes effect."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    handlers = {number: signal.signal(number, lambda number, _frame: came.append(number)) for number in _STOPS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def refuse_foreign(output: Path, reads: Sequence[Path] = ()) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -115,6 +116,19 @@ def test_an_interruption_between_two_renames_brings_the_old_engine_back(tmp_path
         build(tmp_path / "out", '{"schema": "optimize.report/1", "new": 1}')
     assert left(tmp_path) == ["out"]
     assert (tmp_path / "out" / "report.json").read_text() == OURS
+
+
+def test_a_stop_during_the_clearing_up_waits_until_it_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remove = shutil.rmtree
+
+    def stopped(path: Path, ignore_errors: bool = False) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        remove(path, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path / "out")
+    assert left(tmp_path) == ["out"]
 
 
 def test_scratch_is_no_part_of_what_is_written(tmp_path: Path) -> None:
