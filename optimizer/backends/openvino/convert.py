@@ -54,7 +54,7 @@ def written(graph: ir.Model, folder: Path) -> Owners:
 def _named(model: Any, graph: ir.Model) -> Owners:
     """Give every operation a name of its layer's, and tell whose it is: that of the ONNX node whose result it is on the way to."""
     writers = {value.name: _layer(node) for node in graph.graph for value in node.outputs if value.name}
-    whose: dict[int, str] = {}
+    whose: dict[str, str] = {}
     operations = model.get_ordered_ops()
     for operation in reversed(operations):
         own = next((writers[name] for port in operation.outputs() for name in port.get_names() if name in writers), None)
