@@ -66,6 +66,12 @@ class Samples:
             if wanted is None or index in wanted:
                 yield feed
 
+    @property
+    def starts(self) -> frozenset[int]:
+        """Where a sequence of samples begins: at the first, and where samples before it were left out; counted in this selection."""
+        own = self.chosen if self.chosen is not None else ()
+        return frozenset({0, *(place for place in range(1, len(own)) if own[place] != own[place - 1] + 1)})
+
     def take(self, indices: Sequence[int]) -> Samples:
         """These samples alone, in the data's own order; `indices` count within this selection."""
         own = self.chosen if self.chosen is not None else range(self.count)

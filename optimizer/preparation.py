@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from optimizer.report.headline import required
 from optimizer.report.history import judged_before
 from optimizer.report.report import portable
 from optimizer.request import Request
+from optimizer.sequence import Recorded, refuse_wrong_states, states_of
 
 SCREENING = 32
 """Calibration samples that candidates are screened on, spread evenly over the data."""
@@ -82,10 +85,12 @@ def prepare(request: Request, scratch: Path, track: Track) -> Prepared:
     imported = replace(imported, source=replace(imported.source, notes=tuple(portable(note, private) for note in imported.source.notes)))
     track("fusing", 0, 0)
     fused = fuse(imported)
+    refuse_wrong_states(request.preprocessing, imported)
+    notes.extend(_told_of_states(request))
     calibration, evaluation, left_out = _data(request, imported)
     if left_out:
         notes.append(f"{left_out} evaluation samples are also calibration samples: they were left out of the gate.")
-    table, screening = _calibrated(request, fused, calibration, notes, track)
+    table, screening = _calibrated(request, imported, fused, calibration, notes, track)
     parent = _outputs(imported, screening)
     question: Question | NoQuestion | None = None
     judged = 0
@@ -96,7 +101,7 @@ def prepare(request: Request, scratch: Path, track: Track) -> Prepared:
             judged = judged_before(request.output, imported.source.sha256, evaluation.sha256)
     numeric: Sequence[Arrays] = list(screening[:NUMERIC])
     if not numeric:
-        numeric = list(evaluation.take(range(min(NUMERIC, len(evaluation))))) if evaluation is not None else []
+        numeric = _first(imported, evaluation) if evaluation is not None else []
     if not numeric:
         numeric = _made_up(request, imported, NUMERIC)
         sizes = ", ".join(f"{name} {'x'.join(map(str, array.shape)) or 'scalar'}" for name, array in numeric[0].items())
@@ -134,6 +139,14 @@ def _reading(request: Request, scratch: Path) -> ImportRequest:
     )
 
 
+def _told_of_states(request: Request) -> Iterator[str]:
+    for name, state in states_of(request.preprocessing).items():
+        yield (
+            f"The input {name!r} carries the output {state!r}: parent and engine are each run over the evaluation data in its order with "
+            "their own fed back; calibration and screening see what the parent's were."
+        )
+
+
 def _data(request: Request, model: Model) -> tuple[Samples | None, Samples | None, int]:
     def opened(words: str | None) -> Samples | None:
         return None if words is None else open_samples(words, model.inputs, request.preprocessing, request.folder)
@@ -146,21 +159,42 @@ def _data(request: Request, model: Model) -> tuple[Samples | None, Samples | Non
 
 
 def _calibrated(
-    request: Request, fused: Model, calibration: Samples | None, notes: list[str], track: Track
+    request: Request, imported: Model, fused: Model, calibration: Samples | None, notes: list[str], track: Track
 ) -> tuple[Table | None, Sequence[Arrays]]:
     """The table, and the feeds that candidates are screened on; nothing of either without calibration data."""
     threads = request.threads or this_cpu().cores
     if calibration is not None:
         key = _key(request, fused, calibration.sha256, len(calibration))
         chosen = np.unique(np.linspace(0, len(calibration) - 1, SCREENING).round().astype(int))
-        return calibrate(fused, calibration, key=key, threads=threads, track=track), list(
-            calibration.take([int(index) for index in chosen])
-        )
+        with _with_states(imported, calibration) as samples:
+            return calibrate(fused, samples, key=key, threads=threads, track=track), _chosen(samples, chosen.tolist())
     if request.random_calibration:
         feeds = _made_up(request, fused, RANDOM)
         notes.append("Calibrated on random numbers, as asked with --random-calibration: its ranges are those of no real data.")
         return calibrate(fused, feeds, key=_key(request, fused, "random", RANDOM), threads=threads, track=track), feeds
     return None, ()
+
+
+@contextmanager
+def _with_states(imported: Model, samples: Samples) -> Iterator[Samples | Recorded]:
+    """The samples, each with the state that the imported model had there, where it carries one."""
+    if not states_of(samples.preprocessing):
+        yield samples
+        return
+    with closing(Reference(imported.graph, optimized=True)) as reference:
+        yield Recorded(reference.run, samples)
+
+
+def _chosen(feeds: Samples | Recorded, indices: Sequence[int]) -> list[Arrays]:
+    if isinstance(feeds, Samples):
+        return list(feeds.take(indices))
+    return [feed for index, feed in enumerate(islice(feeds, indices[-1] + 1)) if index in indices]
+
+
+def _first(imported: Model, samples: Samples) -> list[Arrays]:
+    """The first few samples, for engines that are judged numerically."""
+    with _with_states(imported, samples) as feeds:
+        return list(islice(feeds, NUMERIC))
 
 
 def _made_up(request: Request, model: Model, count: int) -> Sequence[Arrays]:

@@ -21,7 +21,7 @@ from optimizer.parity.metrics import Metric
 from optimizer.parity.outputs import Outputs, collect
 from optimizer.parity.power import Needed, needed_from_flips, needed_from_losses
 from optimizer.parity.question import NoQuestion, Question, ask, question_from_words
-from optimizer.parity.scores import Scores, scores_of
+from optimizer.parity.scores import Scores, in_blocks, scores_of
 from optimizer.parity.statistics import Bounds, Contrast, clopper_pearson, difference, fewest_samples, mean, ratio
 from optimizer.progress import Track, silent
 
@@ -47,19 +47,25 @@ def judge(
     samples: Samples,
     *,
     gated_on: str,
+    block: int = 1,
     track: Track = silent,
 ) -> Parity:
-    """Runs the engine on the samples that the parent answered, and decides."""
+    """Runs the engine on the samples that the parent answered, and decides.
+
+    `block` consecutive samples count as one: where they are a sequence, neighbours are no independent evidence.
+    """
     if isinstance(question, NoQuestion):
         return undecided("none", gated_on, question.reason)
     answers = collect(engine, samples, question.metric, question.labels, like=question.parent.reading, track=track)
-    return verdict_on(question, answers, gated_on=gated_on)
+    return verdict_on(question, answers, gated_on=gated_on, block=block)
 
 
-def verdict_on(question: Question, answers: Outputs, *, gated_on: str) -> Parity:
+def verdict_on(question: Question, answers: Outputs, *, gated_on: str, block: int = 1) -> Parity:
     """The verdict on an engine's answers to the question."""
+    if block > 1:
+        question = _in_blocks(question, block)
     metric, parent = question.metric, question.scores
-    engine = scores_of(metric, answers, question.parent, question.labels)
+    engine = in_blocks(scores_of(metric, answers, question.parent, question.labels), block)
     if len(answers) != len(question.parent):
         raise InputError(f"The engine gave {len(answers)} answers where the parent gave {len(question.parent)}.", "Rebuild it.")
     budget = absolute(question.budget, parent.value, metric)
@@ -83,18 +89,27 @@ def verdict_on(question: Question, answers: Outputs, *, gated_on: str) -> Parity
         return replace(part, engine=None, reason=f"the engine gives NaN or infinity on {engine.broken} of {len(answers)} samples")
     drop = (parent.value - engine.value) * (1.0 if metric.higher_is_better else -1.0)
     bounds = _bounds(question, engine, drop, budget)
+    needed = _needed(question, engine, drop, budget, block)
     verdict: Verdict = "pass" if bounds.high < budget else "fail" if bounds.low > budget else "inconclusive"
-    needed = _needed(question, engine, drop, budget)
-    fewest = fewest_samples(question.budget.value)
+    fewest = fewest_samples(question.budget.value) * block
     reason = _reason(verdict, len(answers), drop, budget, needed)
-    if verdict == "inconclusive" and parent.counted < fewest:
+    if verdict == "inconclusive" and parent.counted * block < fewest:
         of_what = "of the rarer class " if metric.of_rarer_class else ""
-        reason += f"; nothing can pass a budget of {question.budget} below {fewest:,} samples {of_what}(here {parent.counted:,})"
+        reason += f"; nothing can pass a budget of {question.budget} below {fewest:,} samples {of_what}(here {parent.counted * block:,})"
     if engine.broken:
         reason += f"; it gives NaN or infinity on {engine.broken} samples, which count as wrong"
     verdict, reason = _with_minimum(question, engine, verdict, reason)
     total = None if needed is None else max(needed.median, len(answers) + 1) if verdict == "inconclusive" else needed.median
     return replace(part, verdict=verdict, drop=drop, low=bounds.low, high=bounds.high, samples_needed=total, reason=reason)
+
+
+def _in_blocks(question: Question, block: int) -> Question:
+    scores = in_blocks(question.scores, block)
+    note = (
+        f"neighbours in a sequence are no independent evidence: by how long the error stays alike, {block} consecutive samples count "
+        f"as one, in all {len(scores.each):,}"
+    )
+    return replace(question, scores=scores, notes=(*question.notes, note))
 
 
 def _bounds(question: Question, engine: Scores, drop: float, budget: float) -> Bounds:
@@ -128,7 +143,15 @@ def _contrast(metric: Metric, parent: Scores, engine: Scores) -> Contrast:
     return Contrast(parent.each, engine.each, metric.higher_is_better, worst, len(parent.each))
 
 
-def _needed(question: Question, engine: Scores, drop: float, budget: float) -> Needed | None:
+def _needed(question: Question, engine: Scores, drop: float, budget: float, block: int) -> Needed | None:
+    """How many samples would decide, in whole blocks."""
+    needed = _blocks_needed(question, engine, drop, budget)
+    if needed is None:
+        return None
+    return Needed(needed.median * block, needed.low * block, None if needed.high is None else needed.high * block)
+
+
+def _blocks_needed(question: Question, engine: Scores, drop: float, budget: float) -> Needed | None:
     metric, parent, count = question.metric, question.scores, len(engine.each)
     if parent.binary and engine.binary:
         return needed_from_flips(*_flips(parent, engine), count, budget)

@@ -15,6 +15,7 @@ from optimizer.engine import Arrays
 from optimizer.errors import InputError
 from optimizer.parity.metrics import Metric
 from optimizer.progress import Track, silent
+from optimizer.sequence import carried, states_of
 
 Array = NDArray[Any]
 
@@ -79,11 +80,15 @@ class Rows:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What was kept of one model on all samples: rows by output name, how they were read, which samples had NaN or infinity."""
+    """What was kept of one model on all samples: rows by output name, how they were read, which samples had NaN or infinity.
+
+    `in_sequence` says that each sample was run with the state that the one before it left.
+    """
 
     reading: Reading
     rows: Mapping[str, Rows]
     broken: NDArray[np.bool_]
+    in_sequence: bool = False
 
     def __len__(self) -> int:
         return len(self.broken)
@@ -105,13 +110,16 @@ def collect(
 ) -> Outputs:
     """Runs every sample and keeps what the metric needs. The engine is read `like` its parent.
 
-    A feed whose inputs all have n rows, and whose output has as many, counts as n samples.
+    A model that carries a state is run in the samples' order with its own state fed back.  A feed whose inputs all have n rows,
+    and whose output has as many, counts as n samples.
 
     Raises:
         InputError: no output can be read as the metric wants it.
     """
     reading, rows, broken = like, dict[str, Rows](), list[bool]()
-    total = len(samples) if isinstance(samples, Samples) else 0
+    total, in_sequence = 0, False
+    if isinstance(samples, Samples):
+        total, in_sequence, run = len(samples), bool(states_of(samples.preprocessing)), carried(run, samples)
     for number, feeds in enumerate(samples):
         track(step, number, total)
         outputs = run(feeds)
@@ -127,7 +135,7 @@ def collect(
         raise InputError("There is no sample to evaluate.", "Give evaluation data with at least one sample.")
     if like is None and metric.keeps == "decision":
         reading = _with_threshold(reading, rows)
-    return Outputs(reading, rows, np.array(broken, dtype=np.bool_))
+    return Outputs(reading, rows, np.array(broken, dtype=np.bool_), in_sequence)
 
 
 def _batch(feeds: Arrays, outputs: Arrays) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,22 @@ class Scores:
         return bool((self.each >= 0.0).all() and (self.each <= 1.0).all())
 
 
+def in_blocks(scores: Scores, size: int) -> Scores:
+    """The scores of blocks of `size` consecutive samples, each the mean of its samples': what depends on its neighbours counts once.
+
+    Pseudo-values, which stand for stretches of samples, are brought to no more than there are blocks.
+    """
+    if size == 1:
+        return scores
+    count = max(len(scores.each) // size, 1)
+    pseudo = None if scores.pseudo is None else _means(scores.pseudo, min(count, len(scores.pseudo)))
+    return replace(scores, each=_means(scores.each, count), pseudo=pseudo, counted=max(scores.counted // size, 1))
+
+
+def _means(values: Floats, count: int) -> Floats:
+    return np.array([part.mean() for part in np.array_split(values, count)])
+
+
 def scores_of(metric: Metric, outputs: Outputs, parent: Outputs, labels: Array | None) -> Scores:
     """The metric's numbers for one model's outputs; `parent` are the parent's, which set the truth where labels don't.
 
@@ -68,7 +84,11 @@ def scores_of(metric: Metric, outputs: Outputs, parent: Outputs, labels: Array |
     value = compute(each, known)
     if not np.isfinite(value):
         raise InputError(f"{metric.name} needs samples of both classes.", "Give evaluation data with positives and negatives.")
-    pseudo = pseudo_values(lambda stay: compute(each[stay], known[stay] if len(known) == len(each) else known), len(each))
+
+    def part(stay: NDArray[np.intp]) -> float:
+        return compute(each[stay], known[stay] if len(known) == len(each) else known)
+
+    pseudo = pseudo_values(part, len(each), in_sequence=outputs.in_sequence)
     return Scores(value, each, pseudo, _rarer(known) if metric.of_rarer_class else len(each), broken)
 
 
@@ -110,7 +130,8 @@ def _user_scores(metric: Metric, outputs: Outputs, labels: Array | None, broken:
 
             if broken or not np.isfinite(result):
                 return Scores(float("nan"), np.full(count, float("nan")), None, count, max(broken, 1))
-            return Scores(result, np.full(count, result), pseudo_values(value, count), count, broken)
+            pseudo = pseudo_values(value, count, in_sequence=outputs.in_sequence)
+            return Scores(result, np.full(count, result), pseudo, count, broken)
     each = np.asarray(result, dtype=np.float64)
     if each.shape != (count,):
         raise InputError(

@@ -198,14 +198,15 @@ def _t(freedom: int) -> float:
     return student_quantile(1.0 - LEVEL, freedom)
 
 
-def pseudo_values(value: Callable[[NDArray[np.intp]], float], samples: int, blocks: int = 30) -> Floats:
+def pseudo_values(value: Callable[[NDArray[np.intp]], float], samples: int, *, in_sequence: bool = False, blocks: int = 30) -> Floats:
     """Jackknife pseudo-values of a number over all samples, leaving out one of `blocks` random blocks at a time; float64, (blocks,).
 
     `value` computes the number from the indices of the samples that stay.  Blocks are drawn with a fixed seed, the same for
-    parent and engine, and not in the data's order, which may be sorted by class.
+    parent and engine, and not in the data's order, which may be sorted by class; samples `in_sequence` depend on their neighbours,
+    so there a block is a stretch of them.
     """
     blocks = min(blocks, samples)
-    order = np.random.default_rng(0).permutation(samples)
+    order = np.arange(samples) if in_sequence else np.random.default_rng(0).permutation(samples)
     total = value(np.arange(samples))
     parts = np.array_split(order, blocks)
     rest = [value(np.sort(np.concatenate([*parts[:i], *parts[i + 1 :]]))) if blocks > 1 else total for i in range(blocks)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -18,6 +18,8 @@ from optimizer.planner.pareto import finalists, leaner
 from optimizer.planner.problem import Problem
 from optimizer.planner.search import opened
 from optimizer.progress import Track, silent
+from optimizer.reference import Reference
+from optimizer.sequence import error_over_time, independent_after, states_of
 
 RACE_SECONDS = 20.0
 
@@ -129,7 +131,16 @@ def _judged(problem: Problem, candidate: Candidate, evidence: Evidence, track: T
         if evidence.question is None or evidence.samples is None:
             why = "there is no evaluation data, and what a lower precision loses can't be told without held-out samples"
             return undecided("none", gated_on, why)
-        return judge(evidence.question, engine.run, evidence.samples, gated_on=gated_on, track=track)
+        block = _block(evidence.parent, engine, evidence.samples)
+        return judge(evidence.question, engine.run, evidence.samples, gated_on=gated_on, block=block, track=track)
+
+
+def _block(parent: ir.Model, engine: Engine, samples: Samples) -> int:
+    """How many consecutive samples count as one, told by running both over them where the model carries a state."""
+    if not states_of(samples.preprocessing):
+        return 1
+    with closing(Reference(parent, optimized=True)) as reference:
+        return independent_after(error_over_time(reference.run, engine.run, samples))
 
 
 def _told(candidate: Candidate, parity: Parity | None, asked: Set[str], order: Sequence[Candidate], baseline: str) -> Candidate:
