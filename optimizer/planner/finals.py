@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +16,7 @@ from optimizer.errors import UnavailableError
 from optimizer.parity.gate import NoQuestion, Question, gate, judge, judge_lossless, undecided, with_minimum
 from optimizer.planner.pareto import finalists, leaner
 from optimizer.planner.problem import Problem
-from optimizer.planner.search import opened
+from optimizer.planner.search import opened, owner
 from optimizer.progress import Track, silent
 from optimizer.reference import Reference
 from optimizer.sequence import error_over_time, independent_after, states_of
@@ -24,23 +24,43 @@ from optimizer.sequence import error_over_time, independent_after, states_of
 RACE_SECONDS = 20.0
 
 
-def timed(problem: Problem, candidates: Sequence[Candidate], feed: Arrays, track: Track = silent) -> list[Candidate]:
-    """The candidates with their timings against the first one, in interleaved pairs on this machine.
+HEAT_SECONDS = 5.0
+"""For the race among unquantized engines of several backends, of which the fastest is the baseline of all."""
+
+
+def timed(problems: Sequence[Problem], candidates: Sequence[Candidate], feed: Arrays, track: Track = silent) -> list[Candidate]:
+    """The candidates with their timings against the fastest unquantized one, in interleaved pairs on this machine; that one first.
 
     Where the target is not here nothing is timed, and the candidates come back as they were.
     """
-    runnable = [one for one in candidates if one.folder is not None]
-    if not problem.capability.runs_here or not runnable:
+    runnable = [one for one in candidates if one.folder is not None and owner(problems, one).capability.runs_here]
+    if not runnable:
         return list(candidates)
+    device = problems[0].target.device
     with ExitStack() as stack:
-        runs = {one.name: partial(stack.enter_context(_open(problem, one)).run, feed) for one in runnable}
-        timings = race(runs, runnable[0].name, seconds=RACE_SECONDS, timed_on=problem.target.device, track=track)
-    return [replace(one, timing=timings.get(one.name)) for one in candidates]
+        runs = {one.name: partial(stack.enter_context(_open(problems, one)).run, feed) for one in runnable}
+        baseline = _baseline(problems, runnable, runs, device, track)
+        timings = race(runs, baseline, seconds=RACE_SECONDS, timed_on=device, track=track)
+    found = [replace(one, timing=timings.get(one.name)) for one in candidates]
+    return sorted(found, key=lambda one: one.name != baseline)
+
+
+def _baseline(
+    problems: Sequence[Problem], candidates: Sequence[Candidate], runs: Mapping[str, Callable[[], object]], device: str, track: Track
+) -> str:
+    """Of the unquantized candidates, the first of each backend, the fastest; the first of them where that is not certain."""
+    first = {one.plan.backend: one.name for one in reversed(candidates)}
+    names = [first[problem.backend] for problem in problems if problem.backend in first]
+    if len(names) == 1:
+        return names[0]
+    timings = race({name: runs[name] for name in names}, names[0], seconds=HEAT_SECONDS, timed_on=device, track=track)
+    best = max(names, key=lambda name: timings[name].ratio)
+    return best if timings[best].low > 1.0 else names[0]
 
 
 @contextmanager
-def _open(problem: Problem, candidate: Candidate) -> Iterator[Engine]:
-    engine = opened(problem, candidate)
+def _open(problems: Sequence[Problem], candidate: Candidate) -> Iterator[Engine]:
+    engine = opened(owner(problems, candidate), candidate)
     try:
         yield engine
     finally:
@@ -61,7 +81,7 @@ class Evidence:
 
 
 def gated(
-    problem: Problem, candidates: Sequence[Candidate], evidence: Evidence, track: Track = silent
+    problems: Sequence[Problem], candidates: Sequence[Candidate], evidence: Evidence, track: Track = silent
 ) -> tuple[list[Candidate], Candidate]:
     """All candidates with what became of them, and the one that ships or, where none passed, that the verdict is about.
 
@@ -71,16 +91,16 @@ def gated(
     Raises:
         UnavailableError: no candidate has the precision that was asked for by name.
     """
-    baseline = candidates[0].name
+    baseline, problem = candidates[0].name, problems[0]
     wanted = [one for one in candidates if one.outcome != "not built" and _is_wanted(problem, one, baseline)]
     if not wanted:
         raise _nothing_to_ship(problem, candidates)
-    order = finalists(wanted, baseline) if problem.capability.runs_here else leaner(wanted, baseline)
-    judged = gate([(one.name, partial(_judged, problem, one, evidence, track)) for one in order])
+    order = finalists(wanted, baseline) if any(one.timing for one in candidates) else leaner(wanted, baseline)
+    judged = gate([(one.name, partial(_judged, owner(problems, one), one, evidence, track)) for one in order])
     parities = {name: parity for name, parity in judged.tries if parity is not None}
     shipped = judged.shipped or next(name for name, parity in reversed(judged.tries) if parity is not None)
     if (tempting := _tempting(candidates, parities, shipped)) is not None:
-        parities[tempting.name] = _judged(problem, tempting, evidence, track)
+        parities[tempting.name] = _judged(owner(problems, tempting), tempting, evidence, track)
     asked = {one.name for one in order}
     told = [_told(one, parities.get(one.name), asked, order, baseline) for one in candidates]
     told = [replace(one, outcome="shipped") if one.name == judged.shipped else one for one in told]
@@ -122,7 +142,7 @@ def _is_wanted(problem: Problem, candidate: Candidate, baseline: str) -> bool:
 def _judged(problem: Problem, candidate: Candidate, evidence: Evidence, track: Track) -> Parity:
     gated_on = problem.target.device if problem.capability.runs_here else "simulation"
     track(f"gate: {candidate.name}", 0, 0)
-    with _open(problem, candidate) as engine:
+    with _open([problem], candidate) as engine:
         if candidate.plan.lossless:
             exact = judge_lossless(evidence.parent, engine.run, evidence.feeds, gated_on=gated_on)
             if not isinstance(evidence.question, Question) or evidence.samples is None:

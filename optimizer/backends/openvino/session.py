@@ -34,6 +34,7 @@ def compiled(file: Path, knobs: Knobs, profiled: bool = False) -> ov.CompiledMod
             "INFERENCE_PRECISION_HINT": model.get_rt_info(HINT).astype(str),
             "INFERENCE_NUM_THREADS": int(knobs.get("threads", this_cpu().cores)),
             "NUM_STREAMS": 1,
+            "ENABLE_CPU_PINNING": False,  # a pinned thread waits where something else runs on its core
             "PERF_COUNT": profiled,
         }
         return core.compile_model(model, "CPU", settings)
