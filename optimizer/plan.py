@@ -21,7 +21,8 @@ class Capability:
 
     `activation` is "uint8" (asymmetric) or "int8" (zero point 0); `quantize_outputs` says that a layer runs in INT8 only if
     its output is quantized too; `scalar_weight_scale` wants one scale a weight and the ratio of each channel as a Mul;
-    `float_bias` wants the bias in float instead of int32; `base` is the precision of what is not INT8;
+    `float_bias` wants the bias in float instead of int32; `half_by_name` reads FP16 and BF16 off the layers' PLANNED, from a graph
+    that stays in float32; `base` is the precision of what is not INT8;
     `attention_head_sizes` and `attention_length` bound what runs as one fused INT8 attention (empty and None: no bound);
     `integer_operators` says that QLinear operators can be read; where not, they are written as Q/DQ around the float ones.
     `weight_limit` is the largest magnitude of an INT8 weight: 63 where pairs of uint8 x int8 products saturate in 16 bits.
@@ -40,6 +41,7 @@ class Capability:
     quantize_outputs: bool = False
     scalar_weight_scale: bool = False
     float_bias: bool = False
+    half_by_name: bool = False
     dynamic_shapes: bool = True
     attention_head_sizes: frozenset[int] = frozenset()
     attention_length: int | None = None

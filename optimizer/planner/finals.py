@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +17,7 @@ from optimizer.parity.gate import NoQuestion, Question, gate, judge, judge_lossl
 from optimizer.parity.lossless import FEEDS
 from optimizer.planner.pareto import finalists, leaner
 from optimizer.planner.problem import Problem
-from optimizer.planner.search import opened
+from optimizer.planner.search import opened, owner
 from optimizer.progress import Track, silent
 from optimizer.reference import Reference
 from optimizer.sequence import error_over_time, independent_after, states_of
@@ -28,25 +28,51 @@ ROOM = 1 << 30
 """Bytes of weights that engines in a race may hold together; beyond that they are opened in turn, each where it is visited."""
 
 
-def timed(problem: Problem, candidates: Sequence[Candidate], feed: Arrays, track: Track = silent) -> list[Candidate]:
-    """The candidates with their timings against the first one, in interleaved pairs on this machine.
+HEAT_SECONDS = 5.0
+"""For the race among unquantized engines of several backends, of which the fastest is the baseline of all."""
+
+
+def timed(problems: Sequence[Problem], candidates: Sequence[Candidate], feed: Arrays, track: Track = silent) -> list[Candidate]:
+    """The candidates with their timings against the fastest unquantized one, in interleaved pairs on this machine; that one first.
 
     Where the target is not here nothing is timed, and the candidates come back as they were.
     """
-    runnable = [one for one in candidates if one.folder is not None]
-    if not problem.capability.runs_here or not runnable:
+    runnable = [one for one in candidates if one.folder is not None and owner(problems, one).capability.runs_here]
+    if not runnable:
         return list(candidates)
-    with _Garage(problem, runnable, feed) as garage:
+    device = problems[0].target.device
+    with _Garage(problems, runnable, feed) as garage:
         runs = {one.name: partial(garage.run, one.name) for one in runnable}
-        timings = race(runs, runnable[0].name, seconds=RACE_SECONDS, timed_on=problem.target.device, ready=garage.ready, track=track)
-    return [replace(one, timing=timings.get(one.name)) for one in candidates]
+        baseline = _baseline(problems, runnable, runs, garage.ready, device, track)
+        timings = race(runs, baseline, seconds=RACE_SECONDS, timed_on=device, ready=garage.ready, track=track)
+    found = [replace(one, timing=timings.get(one.name)) for one in candidates]
+    return sorted(found, key=lambda one: one.name != baseline)
+
+
+def _baseline(
+    problems: Sequence[Problem],
+    candidates: Sequence[Candidate],
+    runs: Mapping[str, Callable[[], object]],
+    ready: Callable[[str], None],
+    device: str,
+    track: Track,
+) -> str:
+    """Of the unquantized candidates, the first of each backend, the fastest; the first of them where that is not certain."""
+    first = {one.plan.backend: one.name for one in reversed(candidates)}
+    names = [first[problem.backend] for problem in problems if problem.backend in first]
+    if len(names) == 1:
+        return names[0]
+    heat = {name: runs[name] for name in names}
+    timings = race(heat, names[0], seconds=HEAT_SECONDS, timed_on=device, ready=ready, track=track)
+    best = max(names, key=lambda name: timings[name].ratio)
+    return best if timings[best].low > 1.0 else names[0]
 
 
 class _Garage:
     """The engines of a race, as many of them open at once as there is room for; leaving closes all."""
 
-    def __init__(self, problem: Problem, candidates: Sequence[Candidate], feed: Arrays) -> None:
-        self._problem = problem
+    def __init__(self, problems: Sequence[Problem], candidates: Sequence[Candidate], feed: Arrays) -> None:
+        self._problems = problems
         self._candidates = {one.name: one for one in candidates}
         self._feed = feed
         self._open: dict[str, Engine] = {}
@@ -63,7 +89,7 @@ class _Garage:
         if name in self._open:
             return
         self._make_room(self._weights(name))
-        self._open[name] = opened(self._problem, self._candidates[name])
+        self._open[name] = opened(owner(self._problems, self._candidates[name]), self._candidates[name])
         self.run(name)
 
     def run(self, name: str) -> Arrays:
@@ -79,8 +105,8 @@ class _Garage:
 
 
 @contextmanager
-def _open(problem: Problem, candidate: Candidate) -> Iterator[Engine]:
-    engine = opened(problem, candidate)
+def _open(problems: Sequence[Problem], candidate: Candidate) -> Iterator[Engine]:
+    engine = opened(owner(problems, candidate), candidate)
     try:
         yield engine
     finally:
@@ -101,7 +127,7 @@ class Evidence:
 
 
 def gated(
-    problem: Problem, candidates: Sequence[Candidate], evidence: Evidence, track: Track = silent
+    problems: Sequence[Problem], candidates: Sequence[Candidate], evidence: Evidence, track: Track = silent
 ) -> tuple[list[Candidate], Candidate]:
     """All candidates with what became of them, and the one that ships or, where none passed, that the verdict is about.
 
@@ -111,16 +137,16 @@ def gated(
     Raises:
         UnavailableError: no candidate has the precision that was asked for by name.
     """
-    baseline = candidates[0].name
+    baseline, problem = candidates[0].name, problems[0]
     wanted = [one for one in candidates if one.outcome != "not built" and _is_wanted(problem, one, baseline)]
     if not wanted:
         raise _nothing_to_ship(problem, candidates)
-    order = finalists(wanted, baseline) if problem.capability.runs_here else leaner(wanted, baseline)
-    judged = gate([(one.name, partial(_judged, problem, one, evidence, track)) for one in order])
+    order = finalists(wanted, baseline) if any(one.timing for one in candidates) else leaner(wanted, baseline)
+    judged = gate([(one.name, partial(_judged, owner(problems, one), one, evidence, track)) for one in order])
     parities = {name: parity for name, parity in judged.tries if parity is not None}
     shipped = judged.shipped or next(name for name, parity in reversed(judged.tries) if parity is not None)
     if (tempting := _tempting(candidates, parities, shipped)) is not None:
-        parities[tempting.name] = _judged(problem, tempting, evidence, track)
+        parities[tempting.name] = _judged(owner(problems, tempting), tempting, evidence, track)
     asked = {one.name for one in order}
     told = [_told(one, parities.get(one.name), asked, order, baseline) for one in candidates]
     told = [replace(one, outcome="shipped") if one.name == judged.shipped else one for one in told]
@@ -163,15 +189,15 @@ def _judged(problem: Problem, candidate: Candidate, evidence: Evidence, track: T
     gated_on = problem.target.device if problem.capability.runs_here else "simulation"
     track(f"gate: {candidate.name}", 0, 0)
     if candidate.plan.lossless:
-        with _open(problem, candidate) as engine:
+        with _open([problem], candidate) as engine:
             found = iter([engine.run(feed) for feed in evidence.feeds[:FEEDS]])
         # Closed before the truth is computed, which takes memory of its own.
         exact = judge_lossless(evidence.parent, lambda _: next(found), evidence.feeds, gated_on=gated_on)
         if not isinstance(evidence.question, Question) or evidence.samples is None:
             return exact
-        with _open(problem, candidate) as engine:
+        with _open([problem], candidate) as engine:
             return with_minimum(exact, evidence.question, engine.run, evidence.samples, track)
-    with _open(problem, candidate) as engine:
+    with _open([problem], candidate) as engine:
         if evidence.question is None or evidence.samples is None:
             why = "there is no evaluation data, and what a lower precision loses can't be told without held-out samples"
             return undecided("none", gated_on, why)

@@ -73,6 +73,15 @@ def everywhere(problem: Problem, precision: Precision) -> Plan | None:
     return plan if any(how.startswith("int8") for how in carried.precisions.values()) else None
 
 
+def on_half(problem: Problem, plan: Plan, precision: Precision) -> Plan:
+    """An INT8 plan whose other layers are in FP16 or BF16 instead of FP32, but those that would overflow there."""
+    base = half(problem, precision)
+    stay = {layer: how for layer, how in base.precisions.items() if not plan.precision(layer).startswith("int8")}
+    lowered = {layer: how for layer, how in plan.precisions.items() if how.startswith("int8")}
+    why = f"{plan.reason}; the rest in {precision.upper()}"
+    return replace(plan, base=precision, precisions={**stay, **lowered}, reasons={**base.reasons, **plan.reasons}, reason=why)
+
+
 def _base(problem: Problem) -> Plan:
     """The float plan under an INT8 plan: the capability's base precision, safe from overflow."""
     base = problem.capability.base

@@ -37,6 +37,10 @@ class Problem:
     shapes: Mapping[str, Shape] = field(default_factory=dict)
     given: Plan | None = None
 
+    def named(self, name: str) -> str:
+        """How a candidate of this problem is called where it stands among others'."""
+        return f"{self.backend} {name}"
+
     def plan(self, base: Precision, reason: str) -> Plan:
         """A plan with every layer in `base`."""
         return Plan(self.backend, self.target.name, base, knobs=self.knobs, shapes=self.shapes, reason=reason)

@@ -16,7 +16,7 @@ from optimizer.graph import free, quantized, weights_bytes
 from optimizer.model import PLANNED, is_layer
 from optimizer.plan import Plan, Precision
 from optimizer.planner.distance import Distance, distance
-from optimizer.planner.moves import everywhere, half, in_integers, mixed, ranged, unquantized, without_the_worst
+from optimizer.planner.moves import everywhere, half, in_integers, mixed, on_half, ranged, unquantized, without_the_worst
 from optimizer.planner.problem import Problem
 from optimizer.planner.sensitivity import sensitivities
 from optimizer.planner.tuning import tuned
@@ -29,6 +29,30 @@ _NEAR = 1e-3
 
 _FEW = 4
 """Samples that sensitivities are measured on: the difference between layers is orders of magnitude."""
+
+
+def contest(problems: Sequence[Problem], feed: Arrays, folder: Path, track: Track = silent) -> Iterator[Candidate]:
+    """The candidates of every problem, each of another backend: one after the other, each with its unquantized plan first.
+
+    Where there are several a candidate is called by its backend, too; one that has nothing to offer leaves the others to it.
+
+    Raises:
+        OptimizeError: none of them has what was asked for; the first one's reason.
+    """
+    errors: list[OptimizeError] = []
+    for problem in problems:
+        try:
+            for candidate in search(problem, feed, folder / problem.backend, track):
+                yield candidate if len(problems) == 1 else replace(candidate, name=problem.named(candidate.name))
+        except (UnavailableError, InputError) as error:
+            errors.append(error)
+    if len(errors) == len(problems):
+        raise errors[0]
+
+
+def owner(problems: Sequence[Problem], candidate: Candidate) -> Problem:
+    """The problem that a candidate solves."""
+    return next(problem for problem in problems if problem.backend == candidate.plan.backend)
 
 
 def search(problem: Problem, feed: Arrays, folder: Path, track: Track = silent) -> Iterator[Candidate]:
@@ -91,10 +115,16 @@ def _plans(problem: Problem, first: str, track: Track) -> Iterator[tuple[str, Pl
         yield "given plan", replace(problem.given, knobs=problem.knobs, shapes=problem.shapes)
         return
     for precision in ("fp32", "bf16", "fp16"):
-        if precision != first and (problem.wanted == precision or (problem.wanted == "auto" and problem.capability.base == precision)):
+        if precision != first and (problem.wanted == precision or (problem.wanted == "auto" and precision in _halves(problem))):
             yield precision, half(problem, precision)
     if problem.wanted in ("auto", "int8"):
         yield from _int8(problem, track)
+
+
+def _halves(problem: Problem) -> frozenset[Precision]:
+    """Half precisions worth trying unasked: all of the backend's where they can be timed, else the usual one."""
+    capability = problem.capability
+    return capability.precisions & {"bf16", "fp16"} if capability.runs_here else frozenset({capability.base})
 
 
 @dataclass(frozen=True)
@@ -126,6 +156,8 @@ def _int8(problem: Problem, track: Track) -> Iterator[tuple[str, Plan]]:
         if plan is static:
             methods = (_method(whole.plan),)  # the tensors of the plans to come are some of these
         yield name, whole.plan
+        for precision in sorted(_halves(problem) - {whole.plan.base}):
+            yield f"{name} on {precision}", on_half(problem, whole.plan, precision)
         if problem.screening and not whole.distance.error < _NEAR:
             yield from _without_broken(problem, name, whole.plan, measured, track)
 

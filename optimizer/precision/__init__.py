@@ -37,7 +37,7 @@ def typed(model: Model, plan: Plan, capability: Capability) -> ir.Model:
     graph = clone(model.graph)
     base = base_of(plan, capability)
     planned = {node.name: plan.precision(node.name or "") for node in graph.graph if is_layer(node)}
-    half = any(precision in HALF for precision in (base, *planned.values()))
+    half = not capability.half_by_name and any(precision in HALF for precision in (base, *planned.values()))
     if half:
         raise_opset(graph, capability.opset)
     for node in graph.graph:

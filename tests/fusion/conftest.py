@@ -124,6 +124,20 @@ def fused() -> Callable[..., Model]:
 
 
 @pytest.fixture(scope="session")
+def same() -> Callable[[Model, Model], None]:
+    """Holds two models to one function, in float64."""
+
+    def same(one: Model, other: Model) -> None:
+        feeds = random_feeds(one.graph)
+        onnx.checker.check_model(ir.to_proto(other.graph), full_check=True)
+        for got, want in zip(run(other.graph, feeds), run(one.graph, feeds), strict=True):
+            assert got.shape == want.shape
+            np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-11)
+
+    return same
+
+
+@pytest.fixture(scope="session")
 def operators() -> Callable[[Model], list[str]]:
     return lambda model: [node.op_type for node in model.graph.graph]
 
