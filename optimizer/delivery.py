@@ -10,7 +10,8 @@ from pathlib import Path
 
 from kernels.target import Target
 from optimizer.backends import backend, missing, serving
-from optimizer.climbing import climb_to_engine, fault_before_precision, read_as
+from optimizer.climbing import climb_to_engine, read_as
+from optimizer.demands import SHIPPED, after_demands
 from optimizer.engine import Candidate, Parity, Rung
 from optimizer.errors import UnavailableError
 from optimizer.fusion import fuse
@@ -35,12 +36,8 @@ from optimizer.report.tensors import tensor_report_from
 from optimizer.report.views import html, junit
 from optimizer.sizes import refuse_other_sizes, shapes_of, typical
 
-VERDICT_CODES = {"pass": 0, "fail": 3, "inconclusive": 4}
 _FEW = 5
 """Layers that a note names."""
-
-SHIPPED = (VERDICT_CODES["pass"], VERDICT_CODES["inconclusive"])
-"""Exit codes with which an engine is written; its passport holds the verdict."""
 
 
 def deliver(prepared: Prepared, target: Target, folder: Path, scratch: Path, track: Track) -> Report:
@@ -57,7 +54,7 @@ def deliver(prepared: Prepared, target: Target, folder: Path, scratch: Path, tra
     assert subject.parity is not None
     problem = owner(problems, subject)
     ladder = _ladder(prepared, problem, subject, track)
-    parity, code = _demands(prepared, subject, subject.parity, ladder)
+    parity, code = after_demands(prepared.request, subject, subject.parity, ladder)
     written: tuple[str, ...] = ()
     if code in SHIPPED:
         subject = replace(subject, outcome="shipped")
@@ -183,29 +180,6 @@ def _readable(model: Model, notes: tuple[str, ...]) -> tuple[Model, tuple[str, .
         return model, notes
     shown = ", ".join(layers[:_FEW]) + (f" and {len(layers) - _FEW} more" if len(layers) > _FEW else "")
     return model.with_graph(graph), (*notes, f"Written as Q/DQ around float operators, with the same numbers, for this target: {shown}.")
-
-
-def _demands(prepared: Prepared, subject: Candidate, parity: Parity, ladder: Sequence[Rung]) -> tuple[Parity, int]:
-    """The verdict after what was demanded beside the drop, and its exit code.
-
-    A graph that is not its parent fails whatever the gate says, which holds engines against that graph.
-    """
-    request, timing = prepared.request, subject.timing
-    if (wrong := fault_before_precision(ladder)) is not None:
-        return replace(parity, verdict="fail", reason=broken(wrong)), VERDICT_CODES["fail"]
-    if request.min_speedup is not None and parity.verdict != "fail":
-        if timing is None:
-            why = "a speed was demanded, and nothing can be timed: the target is not here"
-            parity = replace(parity, verdict="inconclusive", reason=why)
-        elif timing.ratio < request.min_speedup:
-            why = f"{timing.ratio:.2f}x is less than the {request.min_speedup:g}x that was demanded"
-            parity = replace(parity, verdict="fail", reason=why)
-    if request.require_measured and parity.gated_on == "simulation" and parity.verdict != "fail":
-        why = f"{parity.reason}; a measurement on the target was demanded"
-        return replace(parity, verdict="inconclusive", reason=why), VERDICT_CODES["inconclusive"]
-    if parity.verdict == "inconclusive" and request.on_inconclusive is not None:
-        return parity, VERDICT_CODES[request.on_inconclusive]
-    return parity, VERDICT_CODES[parity.verdict]
 
 
 def _ladder(prepared: Prepared, problem: Problem, subject: Candidate, track: Track) -> tuple[Rung, ...]:

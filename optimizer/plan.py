@@ -64,15 +64,25 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """One engine to be: precision by layer, range by tensor, knobs, and the reason for all of it.
+class Rewrite:
+    """An exact rewrite of `fusion.rewrites`, by its rule's name, at one layer of the graph that it finds."""
 
+    rule: str
+    layer: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One engine to be: exact rewrites, precision by layer, range by tensor, knobs, and the reason for all of it.
+
+    `rewrites` are applied in their order before anything else, and layers and tensors are called as they are after them;
     `precisions` names only layers that differ from `base`.
     """
 
     backend: str
     target: str
     base: Precision
+    rewrites: tuple[Rewrite, ...] = ()
     precisions: Mapping[str, Precision] = field(default_factory=dict)
     ranges: Mapping[str, Range] = field(default_factory=dict)
     recovery: tuple[str, ...] = ()
