@@ -23,6 +23,10 @@ FOR_LAYER = "optimize.for"
 PLANNED = "optimize.planned"
 """Metadata key of a layer in a typed graph: the precision that the plan gave it."""
 
+SAME_NUMBERS = "optimize.same_numbers"
+"""Metadata key of a value that a rewrite put in: the tensor of the original graph whose numbers it holds in another arrangement, all
+or some of them, zeros added or not, so that what was seen of that one bounds this one."""
+
 CUSTOM_OPS = "optimize.custom_ops"
 """Metadata key of a graph with operators that ONNX Runtime lacks: the path of the library that brings them, never saved with it."""
 
