@@ -42,7 +42,7 @@ from optimizer.parity.divergence import Form, graph_form
 from optimizer.parity.ladder import Climbed, Sizes, climb, start
 from optimizer.parity.metrics import METRICS
 from optimizer.plan import Plan, Shape
-from optimizer.planner.moves import everywhere, half, ranged
+from optimizer.planner.plans import everywhere, half, ranged
 from optimizer.planner.problem import Problem
 from optimizer.precision import typed
 from optimizer.reference import Reference, simulated

@@ -27,8 +27,8 @@ from optimizer.parity.gate import NoQuestion, Question
 from optimizer.parity.ladder import Climbed, Sizes, climb, start
 from optimizer.parity.metrics import METRICS, Metric, default_metric
 from optimizer.plan import Plan, Shape
+from optimizer.planner.engines import opened
 from optimizer.planner.problem import Problem
-from optimizer.planner.search import opened
 from optimizer.precision import typed
 from optimizer.progress import Track
 from optimizer.reference import Reference, simulated

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kernels.target import Target
@@ -15,15 +18,18 @@ from optimizer.demands import SHIPPED, after_demands
 from optimizer.engine import Candidate, Parity, Rung
 from optimizer.errors import UnavailableError
 from optimizer.fusion import fuse
-from optimizer.graph import clone, fixed
+from optimizer.graph import clone, fixed, sha256
 from optimizer.model import SHAPES, Model
 from optimizer.package.handover import write_handover
 from optimizer.package.passport import Passport, seal
 from optimizer.plan import Capability, Knobs, Plan
+from optimizer.planner.engines import owner
 from optimizer.planner.finals import Evidence, gated, timed
 from optimizer.planner.given import plan_from_file, refuse_what_does_not_fit
+from optimizer.planner.journal import Journal
 from optimizer.planner.problem import Problem
-from optimizer.planner.search import contest, owner
+from optimizer.planner.search import search
+from optimizer.planner.state import Clock, State
 from optimizer.precision import typed
 from optimizer.precision.integers import as_qdq
 from optimizer.preparation import PACKAGES, Prepared, table_for
@@ -36,30 +42,64 @@ from optimizer.report.tensors import tensor_report_from
 from optimizer.report.views import html, junit
 from optimizer.sizes import refuse_other_sizes, shapes_of, typical
 
+SEARCH_SECONDS = 120.0
+"""For the search, where no --time-budget is given."""
+
+SEARCHING = 0.7
+"""The part of a time budget that the search may use up; the last race, the gate and the ladder come after it."""
+
+TIMINGS = "timings.jsonl"
+"""The file of all that was measured."""
+
 _FEW = 5
 """Layers that a note names."""
 
 
-def deliver(prepared: Prepared, target: Target, folder: Path, scratch: Path, track: Track) -> Report:
-    """Build for `target` into `folder`: the engine and its passport where the verdict allows, the report in any case.
+@dataclass(frozen=True)
+class Folders:
+    """Where a build of one target writes: what becomes its engine folder, its scratch, what a killed build leaves to the next.
+
+    `last` is the engine folder that this one will replace.
+    """
+
+    whole: Path
+    scratch: Path
+    kept: Path
+    last: Path
+
+    def of(self, name: str) -> Folders:
+        """Those of one of several targets."""
+        return Folders(*(folder / name for folder in (self.whole, self.scratch, self.kept, self.last)))
+
+
+def deliver(prepared: Prepared, target: Target, folders: Folders, share: int, track: Track) -> Report:
+    """Build for `target`: the engine and its passport where the verdict allows, the report in any case.
+
+    `share` counts the targets that the time which is left has to do for.
 
     Raises:
         UnavailableError: target, backend or precision can't be had.
     """
     problems, notes = _problems(prepared, target, track)
     feed = typical(prepared.numeric[0], prepared.fused.inputs, prepared.request.shapes)
-    candidates = timed(problems, list(contest(problems, feed, scratch, track)), feed, track)
     evidence = Evidence(prepared.imported.graph, prepared.numeric, prepared.question, prepared.evaluation)
-    candidates, subject = gated(problems, candidates, evidence, track)
+    folder, scratch = folders.whole, folders.scratch
+    journal = Journal(folders.kept / TIMINGS, _journal_key(prepared, problems, target), (folders.last / TIMINGS, folders.kept / TIMINGS))
+    clock = Clock(_search_seconds(prepared, share))
+    with closing(State(problems, feed, scratch / "engines", journal, clock, track)) as state:
+        for _ in search(state):
+            pass
+        candidates, subject = gated(state, timed(state, track), evidence, track)
+        problem = owner(state.problems, subject)
     assert subject.parity is not None
-    problem = owner(problems, subject)
     ladder = _ladder(prepared, problem, subject, track)
     parity, code = after_demands(prepared.request, subject, subject.parity, ladder)
     written: tuple[str, ...] = ()
     if code in SHIPPED:
         subject = replace(subject, outcome="shipped")
         candidates = [subject if one.name == subject.name else one for one in candidates]
-        written = _ship(prepared, problem, subject, candidates, folder)
+        written = _ship(prepared, problem, subject, folder)
+    shutil.copy(folders.kept / TIMINGS, folder / TIMINGS)
     provenance = _provenance(prepared, candidates)
     report = report_from(
         model=problem.model,
@@ -72,7 +112,16 @@ def deliver(prepared: Prepared, target: Target, folder: Path, scratch: Path, tra
         exit_code=code,
         ladder=ladder,
         calibration=_tensors(problem, subject.plan),
-        notes=(*_breaks(ladder), *prepared.notes, *notes, *prepared.imported.source.notes, *written, *_looks(provenance), *_unseen(parity)),
+        notes=(
+            *_breaks(ladder),
+            *prepared.notes,
+            *notes,
+            *_recalled(state),
+            *prepared.imported.source.notes,
+            *written,
+            *_looks(provenance),
+            *_unseen(parity),
+        ),
         folders=(folder, scratch, prepared.request.folder),
     )
     _tell(report, folder)
@@ -189,6 +238,40 @@ def _ladder(prepared: Prepared, problem: Problem, subject: Candidate, track: Tra
     return climb_to_engine(prepared.climbed, prepared.imported, problem, subject, prepared.sizes, sequence, metric, track).rungs
 
 
+def _search_seconds(prepared: Prepared, share: int) -> float:
+    budget = prepared.request.time_budget
+    if budget is None:
+        return SEARCH_SECONDS
+    return max(0.0, (SEARCHING * budget - (time.monotonic() - prepared.started)) / share)
+
+
+def _recalled(state: State) -> tuple[str, ...]:
+    """Notes on what was not measured anew, and on what had to be."""
+    journal = state.journal
+    notes = [f"{file} of an earlier build is not used: {why}." for file, why in journal.unusable.items()]
+    if journal.recalled:
+        notes.append(f"{journal.recalled} measurements are those of an earlier build of the same model on this machine ({TIMINGS}).")
+    if state.left_out:
+        left = ", ".join(dict.fromkeys(state.left_out))
+        notes.append(f"The time was up before all was tried ({left}): a larger --time-budget may find more.")
+    return tuple(notes)
+
+
+def _journal_key(prepared: Prepared, problems: Sequence[Problem], target: Target) -> Mapping[str, str]:
+    """What measurements depend on beside the plan that they are of, in clear."""
+    table, data = prepared.table, prepared.calibration or prepared.evaluation
+    return {
+        "target": f"{target.name}: {target.device}",
+        "features": " ".join(target.features),
+        "cores": str(target.cores),
+        "model": sha256(prepared.fused.graph),
+        "data": data.sha256 if data is not None else "",
+        "calibration": hashlib.sha256(to_json(table.key)).hexdigest() if table is not None else "",
+        "backends": " ".join(problem.backend for problem in problems),
+        **{f"version of {name}": version for name, version in versions(*PACKAGES).items()},
+    }
+
+
 def _tensors(problem: Problem, plan: Plan) -> tuple[TensorReport, ...]:
     """What calibration saw of each tensor that has a range in the plan."""
     table = problem.table
@@ -237,7 +320,7 @@ def _unseen(parity: Parity) -> tuple[str, ...]:
     return (f"The simulation that the gate ran can't see {'; '.join(UNSEEN)}.",) if parity.gated_on == "simulation" else ()
 
 
-def _ship(prepared: Prepared, problem: Problem, subject: Candidate, candidates: Sequence[Candidate], folder: Path) -> tuple[str, ...]:
+def _ship(prepared: Prepared, problem: Problem, subject: Candidate, folder: Path) -> tuple[str, ...]:
     """Write the engine, the handover and every decision into the engine folder; what is to be said of the handover."""
     notes: tuple[str, ...] = ()
     if subject.folder is not None:
@@ -249,7 +332,6 @@ def _ship(prepared: Prepared, problem: Problem, subject: Candidate, candidates: 
     (folder / "plan.json").write_bytes(to_json(subject.plan))
     if problem.table is not None:
         (folder / "calibration.json").write_bytes(problem.table.to_json())
-    (folder / "timings.json").write_bytes(to_json({one.name: one.timing for one in candidates}))
     return notes
 
 

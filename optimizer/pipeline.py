@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kernels.targets import target_from_name
-from optimizer.delivery import deliver
+from optimizer.delivery import Folders, deliver
 from optimizer.errors import InputError, OptimizeError
 from optimizer.package import Workspace
 from optimizer.package.load import LoadedEngine, load
@@ -54,40 +54,42 @@ def build(request: Request, track: Track = silent) -> Outcome:
         OptimizeError: nothing could be built; nothing is left on disk.
     """
     check_house()
-    with Workspace(request.output, reads=_files(request)) as workspace:
+    with Workspace(request.output, reads=_files(request), resume=request.resume) as workspace:
         scratch = workspace.scratch
         only = target_from_name(request.targets[0]) if len(request.targets) == 1 else None
-        prepared = prepare(request, scratch, track)
+        prepared = prepare(request, scratch, workspace.kept, track)
         report: Report | Reports
         if only is not None:
-            report = deliver(prepared, only, workspace.folder, scratch, track)
+            report = deliver(prepared, only, Folders(workspace.folder, scratch, workspace.kept, request.output), 1, track)
         else:
-            report = _several(prepared, workspace.folder, scratch, track)
+            report = _several(prepared, Folders(workspace.folder, scratch, workspace.kept, request.output), track)
         workspace.commit()
     return Outcome(report, workspace.output)
 
 
-def _several(prepared: Prepared, folder: Path, scratch: Path, track: Track) -> Reports:
+def _several(prepared: Prepared, folders: Folders, track: Track) -> Reports:
     """One folder a target below `folder`, and a report above them that sums up."""
     results: dict[str, Report | Failure] = {}
     errors: list[OptimizeError] = []
-    for name in prepared.request.targets:
-        own, work = folder / name, scratch / name
+    for done, name in enumerate(prepared.request.targets):
+        own = folders.of(name)
         try:
             target = target_from_name(name)
-            own.mkdir()
-            work.mkdir()
-            results[name] = deliver(prepared, target, own, work, track)
+            own.whole.mkdir()
+            own.scratch.mkdir()
+            results[name] = deliver(prepared, target, own, len(prepared.request.targets) - done, track)
         except OptimizeError as error:
             errors.append(error)
-            reason, remedy = (portable(words, (folder, scratch, prepared.request.folder)) for words in (error.reason, error.remedy))
+            reason, remedy = (
+                portable(words, (folders.whole, folders.scratch, prepared.request.folder)) for words in (error.reason, error.remedy)
+            )
             results[name] = Failure(error.title, reason, remedy, error.exit_code)
-            shutil.rmtree(own, ignore_errors=True)
+            shutil.rmtree(own.whole, ignore_errors=True)
     if len(errors) == len(results):
         code = worst([error.exit_code for error in errors])
         raise next(error for error in errors if error.exit_code == code)
     report = reports_from(results)
-    (folder / "report.json").write_bytes(to_json(report))
+    (folders.whole / "report.json").write_bytes(to_json(report))
     return report
 
 

@@ -82,9 +82,9 @@ class Plan:
     backend: str
     target: str
     base: Precision
-    rewrites: tuple[Rewrite, ...] = ()
     precisions: Mapping[str, Precision] = field(default_factory=dict)
     ranges: Mapping[str, Range] = field(default_factory=dict)
+    rewrites: tuple[Rewrite, ...] = ()
     recovery: tuple[str, ...] = ()
     knobs: Knobs = field(default_factory=dict)
     shapes: Mapping[str, Shape] = field(default_factory=dict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -49,7 +50,10 @@ NUMERIC = 4
 FREE_SIZES = (1, 16, 64, 224, 512)
 """Sizes of free dimensions that are tried in turn where there is no data: the first that the model takes is the one."""
 
-PACKAGES = ("optimize", "numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "torch", "tensorrt-rtx")
+TABLE = "calibration.json"
+"""The file of the calibrated table, in an engine folder."""
+
+PACKAGES = ("optimize", "numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "openvino", "torch", "tensorrt-rtx")
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,8 @@ class Prepared:
     """All that does not depend on the target.
 
     `parent` are the imported model's outputs on the `screening` feeds; `judged` counts the earlier builds into OUT in which these
-    evaluation samples judged this model; `sizes` are the feeds of the ladder, `climbed` is how far it was climbed.
+    evaluation samples judged this model; `sizes` are the feeds of the ladder, `climbed` is how far it was climbed;
+    `started` is when the build began, on the monotonic clock.
     """
 
     request: Request
@@ -75,15 +80,17 @@ class Prepared:
     sizes: Sizes
     climbed: Climbed
     notes: tuple[str, ...]
+    started: float
 
 
-def prepare(request: Request, scratch: Path, track: Track) -> Prepared:
-    """Everything up to the calibrated table.
+def prepare(request: Request, scratch: Path, kept: Path, track: Track) -> Prepared:
+    """Everything up to the calibrated table, which is also written into `kept`, and taken from there or from OUT where it fits.
 
     Raises:
         InputError: model, data or options can't be used as they are.
     """
     notes: list[str] = []
+    started = time.monotonic()
     track("importing", 0, 0)
     reading = _reading(request, scratch)
     imported = importers.load(reading, track)
@@ -99,7 +106,7 @@ def prepare(request: Request, scratch: Path, track: Track) -> Prepared:
     notes.extend(suspected(imported, given))
     if left_out:
         notes.append(f"{left_out} evaluation samples are also calibration samples: they were left out of the gate.")
-    table, screening = _calibrated(request, imported, fused, calibration, notes, track)
+    table, screening = _calibrated(request, imported, fused, calibration, kept, notes, track)
     parent = _outputs(imported, screening)
     question: Question | NoQuestion | None = None
     judged = 0
@@ -134,6 +141,7 @@ def prepare(request: Request, scratch: Path, track: Track) -> Prepared:
         sizes=rising,
         climbed=climbed,
         notes=tuple(notes),
+        started=started,
     )
 
 
@@ -176,7 +184,7 @@ def _data(request: Request, model: Model) -> tuple[Samples | None, Samples | Non
 
 
 def _calibrated(
-    request: Request, imported: Model, fused: Model, calibration: Samples | None, notes: list[str], track: Track
+    request: Request, imported: Model, fused: Model, calibration: Samples | None, kept: Path, notes: list[str], track: Track
 ) -> tuple[Table | None, Sequence[Arrays]]:
     """The table, and the feeds that candidates are screened on; nothing of either without calibration data."""
     threads = request.threads or this_cpu().cores
@@ -184,12 +192,38 @@ def _calibrated(
         key = _key(request, fused, calibration.sha256, len(calibration))
         chosen = np.unique(np.linspace(0, len(calibration) - 1, SCREENING).round().astype(int))
         with _with_states(imported, calibration) as samples:
-            return calibrate(fused, samples, key=key, threads=threads, track=track), _chosen(samples, chosen.tolist())
+            table = _table_from_before(key, (kept / TABLE, *_tables(request)), notes)
+            if table is None:
+                table = calibrate(fused, samples, key=key, threads=threads, track=track)
+            (kept / TABLE).write_bytes(table.to_json())
+            return table, _chosen(samples, chosen.tolist())
     if request.random_calibration:
         feeds = _made_up(request, fused, RANDOM)
         notes.append("Calibrated on random numbers, as asked with --random-calibration: its ranges are those of no real data.")
         return calibrate(fused, feeds, key=_key(request, fused, "random", RANDOM), threads=threads, track=track), feeds
     return None, ()
+
+
+def _tables(request: Request) -> tuple[Path, ...]:
+    """The tables that earlier builds into OUT have left, of one target or of each."""
+    return (request.output / TABLE, *(request.output / name / TABLE for name in request.targets))
+
+
+def _table_from_before(key: Mapping[str, str], files: Sequence[Path], notes: list[str]) -> Table | None:
+    """The table of an earlier build, where it was made of the same model, data and versions; where not, that is noted."""
+    for file in files:
+        if not file.exists():
+            continue
+        try:
+            table = Table.from_json(file.read_bytes(), file.name)
+        except InputError as error:
+            notes.append(error.reason)
+            continue
+        if not (fields := table.differs(key)):
+            notes.append(f"The calibration of an earlier build is used ({file.name}): same model, data, preprocessing and versions.")
+            return table
+        notes.append(f"The calibration of the last build ({file.name}) is not used: it differs in {', '.join(fields)}.")
+    return None
 
 
 def table_for(prepared: Prepared, model: Model, track: Track) -> Table | None:

@@ -19,7 +19,7 @@ _BLOCK = 1 << 20
 
 def to_json(value: Any) -> bytes:
     """A frozen dataclass (or a mapping of them) as indented UTF-8 JSON; NaN and infinities become null."""
-    return msgspec.json.format(msgspec.json.encode(value, enc_hook=_plain, order="sorted"), indent=2) + b"\n"
+    return msgspec.json.format(msgspec.json.encode(value, enc_hook=plain, order="sorted"), indent=2) + b"\n"
 
 
 def from_json(data: bytes, kind: type[T], what: str) -> T:
@@ -34,7 +34,8 @@ def from_json(data: bytes, kind: type[T], what: str) -> T:
         raise InputError(f"{what} can't be read: {error}.", "Take the file as this version of optimize wrote it.") from None
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """What msgspec does not know of our values, as something that it does: a path by its name, an array as a list."""
     if isinstance(value, Path):
         return value.name
     if hasattr(value, "tolist"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -45,6 +46,8 @@ class Request:
     tags: tuple[str, ...] = ()
     custom_ops: Path | None = None
     plan: Path | None = None
+    time_budget: float | None = None
+    resume: bool = False
     threads: int | None = None
     seed: int = 0
     on_inconclusive: Literal["fail", "pass"] | None = None
@@ -173,6 +176,21 @@ def _pairs(name: str, value: Any) -> dict[str, str]:
     return pairs
 
 
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def _seconds(name: str, value: Any) -> float:
+    """Seconds from `90s`, `10m` or `2h`."""
+    words = str(value).strip()
+    try:
+        number, unit = float(words[:-1]), _UNITS[words[-1:]]
+    except (KeyError, ValueError):
+        number, unit = 0.0, 0.0
+    if not 0 < number * unit < math.inf:
+        raise InputError(f"{value!r} is no time for {name.replace('_', '-')}.", "Say how long with its unit: 90s, 10m or 2h.")
+    return number * unit
+
+
 def _shapes(name: str, value: Any) -> dict[str, Shape]:
     return {key: one if isinstance(one, Shape) else shape_from_words(str(one)) for key, one in _shape_words(name, value)}
 
@@ -209,6 +227,8 @@ _READ: Mapping[str, Callable[[str, Any], Any]] = {
     "min_speedup": _number,
     "threads": _whole,
     "seed": _whole,
+    "time_budget": _seconds,
+    "resume": _flag,
     "random_calibration": _flag,
     "require_measured": _flag,
     "ci": _flag,

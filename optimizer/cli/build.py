@@ -25,6 +25,8 @@ from optimizer.cli import _options, _progress, _show
 @click.option("--max-drop", metavar="1%|0.5pp", help="What may be lost: of the parent's metric (%), or in points (pp). Default 1%.")
 @click.option("--min-metric", type=float, metavar="X", help="What the engine's own lower bound must reach.")
 @click.option("--min-speedup", type=float, metavar="X", help="FAIL where the engine is not that much faster.")
+@click.option("--time-budget", metavar="10m", help="How long the build may take, about (s, m, h): the best plan found by then ships.")
+@click.option("--resume", is_flag=True, help="Go on where a killed build into OUT had got to.")
 @_options.importing
 @click.option("--plan", type=click.Path(path_type=Path), metavar="plan.json", help="Repeat the decisions of an earlier build.")
 @click.option("--config", type=click.Path(path_type=Path), metavar="optimize.toml", help="Options and preprocessing from a file.")

@@ -33,6 +33,7 @@ OURS = (
     "plan.json",
     "calibration.json",
     "timings.json",
+    "timings.jsonl",
     "report.*",
     "junit.xml",
     "attestations",
@@ -50,7 +51,8 @@ _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class Workspace:
     """A context whose `folder` is empty and private; `commit()` makes it OUT in one step, leaving without it removes it.
 
-    `scratch` is a second empty folder on the same disk, for what the build needs meanwhile; it goes in any case.
+    `scratch` is a second empty folder on the same disk, for what the build needs meanwhile; it goes in any case.  `kept` is a third
+    one: with `resume` it holds what a build that was killed has left in its own.
     `reads` are the files that the build reads: OUT may not hold one of them, since it is replaced as a whole.
 
     Raises:
@@ -58,13 +60,15 @@ class Workspace:
             place of an error of the system inside the context that says so (disk full, read-only). Nothing is left behind.
     """
 
-    def __init__(self, output: Path, reads: Sequence[Path] = ()) -> None:
+    def __init__(self, output: Path, reads: Sequence[Path] = (), resume: bool = False) -> None:
         self.output = output.resolve()
         if not self.output.name:
             raise InputError(f"{output} can't be an engine folder.", "Give -o a folder of its own.")
         self._partial = self.output.with_name(f".{self.output.name}.partial")
         self.folder = self._partial / "whole"
         self.scratch = self._partial / "scratch"
+        self.kept = self._partial / "kept"
+        self._resume = resume
         self._previous = self._partial / "previous"
         self._reads = reads
         self._lock = -1
@@ -76,9 +80,10 @@ class Workspace:
             self._made = _make_parents(self.output.parent)
             self._lock = _locked(self._partial, self.output)
             _recover(self._previous, self.output)
-            _empty(self._partial)
+            _empty(self._partial, spare=self.kept if self._resume else None)
             self.folder.mkdir()
             self.scratch.mkdir()
+            self.kept.mkdir(exist_ok=True)
         except BaseException as error:
             with _undisturbed():
                 self._leave()
@@ -228,8 +233,10 @@ def _recover(previous: Path, output: Path) -> None:
         previous.rename(output)
 
 
-def _empty(folder: Path) -> None:
+def _empty(folder: Path, spare: Path | None) -> None:
     for path in folder.iterdir():
+        if path == spare and path.is_dir() and not path.is_symlink():
+            continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 
 import onnx_ir as ir
 
-from kernels.timing import race
+from kernels.timing import Timing, race
 from optimizer.data import Samples
 from optimizer.engine import Arrays, Candidate, Engine, Parity
 from optimizer.errors import UnavailableError
 from optimizer.parity.gate import NoQuestion, Question, gate, judge, judge_lossless, undecided, with_minimum
 from optimizer.parity.lossless import FEEDS
-from optimizer.planner.pareto import finalists, leaner
+from optimizer.planner.engines import opened, owner, running
+from optimizer.planner.pareto import finalists, leaner, thinned
 from optimizer.planner.problem import Problem
-from optimizer.planner.search import opened, owner
+from optimizer.planner.state import State, front
 from optimizer.progress import Track, silent
 from optimizer.reference import Reference
 from optimizer.sequence import error_over_time, independent_after, states_of
@@ -31,41 +32,75 @@ ROOM = 1 << 30
 HEAT_SECONDS = 5.0
 """For the race among unquantized engines of several backends, of which the fastest is the baseline of all."""
 
+CONTENDERS = 8
+"""Candidates in the last race, beside the unquantized engine of each backend."""
 
-def timed(problems: Sequence[Problem], candidates: Sequence[Candidate], feed: Arrays, track: Track = silent) -> list[Candidate]:
-    """The candidates with their timings against the fastest unquantized one, in interleaved pairs on this machine; that one first.
 
-    Where the target is not here nothing is timed, and the candidates come back as they were.
+def timed(state: State, track: Track = silent) -> list[Candidate]:
+    """All candidates with their timings against the fastest engine of the model as it came, which is the first of them.
+
+    Those that may win are raced once more, in interleaved pairs; the others keep what a first look showed.  Where the target is not
+    here nothing is timed, and the candidates come back as they were.
     """
-    runnable = [one for one in candidates if one.folder is not None and owner(problems, one).capability.runs_here]
-    if not runnable:
-        return list(candidates)
-    device = problems[0].target.device
-    with _Garage(problems, runnable, feed) as garage:
-        runs = {one.name: partial(garage.run, one.name) for one in runnable}
-        baseline = _baseline(problems, runnable, runs, garage.ready, device, track)
-        timings = race(runs, baseline, seconds=RACE_SECONDS, timed_on=device, ready=garage.ready, track=track)
-    found = [replace(one, timing=timings.get(one.name)) for one in candidates]
-    return sorted(found, key=lambda one: one.name != baseline)
+    names = [one.name for one in _contenders(state)]
+    if not names:
+        return list(state.candidates)
+    ready = [state.ready(one) for one in state.candidates if one.name in names]
+    found = state.journal.once("race", [one.plan for one in ready], _Race, partial(_race, state, ready, track))
+    rebased = [_rebased(one, state.candidates, found.baseline) for one in state.candidates]
+    told = [replace(one, timing=found.timings[one.name]) if one.name in found.timings else one for one in rebased]
+    return sorted(told, key=lambda one: one.name != found.baseline)
+
+
+def _contenders(state: State) -> list[Candidate]:
+    """The unquantized engine of each backend, and the front of what may ship."""
+    able = [one for one in state.candidates if one.outcome != "not built" and owner(state.problems, one).capability.runs_here]
+    if not able or not state.timeable:
+        return able
+    plain = _plain(state)
+    may = [one for one in able if state.may_ship(one)]
+    return [*plain, *thinned([one for one in front(may) if one not in plain], CONTENDERS)]
+
+
+def _plain(state: State) -> list[Candidate]:
+    """The unquantized engine of each backend that could build it."""
+    return [one for one in map(state.plain, state.bases) if one.outcome != "not built"]
+
+
+@dataclass(frozen=True)
+class _Race:
+    baseline: str
+    timings: dict[str, Timing]
+
+
+def _race(state: State, candidates: Sequence[Candidate], track: Track) -> _Race:
+    device = state.bases[0].target.device
+    with _Garage(state.problems, candidates, state.feed) as garage:
+        runs = {one.name: partial(garage.run, one.name) for one in candidates}
+        baseline = _baseline([one.name for one in _plain(state)], runs, garage.ready, device, track)
+        return _Race(baseline, race(runs, baseline, seconds=RACE_SECONDS, timed_on=device, ready=garage.ready, track=track))
 
 
 def _baseline(
-    problems: Sequence[Problem],
-    candidates: Sequence[Candidate],
-    runs: Mapping[str, Callable[[], object]],
-    ready: Callable[[str], None],
-    device: str,
-    track: Track,
+    names: Sequence[str], runs: Mapping[str, Callable[[], object]], ready: Callable[[str], None], device: str, track: Track
 ) -> str:
-    """Of the unquantized candidates, the first of each backend, the fastest; the first of them where that is not certain."""
-    first = {one.plan.backend: one.name for one in reversed(candidates)}
-    names = [first[problem.backend] for problem in problems if problem.backend in first]
+    """The fastest of the backends' unquantized engines; the first of them where that is not certain."""
     if len(names) == 1:
         return names[0]
     heat = {name: runs[name] for name in names}
     timings = race(heat, names[0], seconds=HEAT_SECONDS, timed_on=device, ready=ready, track=track)
     best = max(names, key=lambda name: timings[name].ratio)
     return best if timings[best].low > 1.0 else names[0]
+
+
+def _rebased(candidate: Candidate, candidates: Sequence[Candidate], baseline: str) -> Candidate:
+    """A first look's ratio is to the first candidate's time; told is the one to the baseline's."""
+    against = next((one.timing for one in candidates if one.name == baseline), None)
+    timing = candidate.timing
+    if timing is None or against is None:
+        return candidate
+    low, ratio, high = timing.low / against.ratio, timing.ratio / against.ratio, timing.high / against.ratio
+    return replace(candidate, timing=replace(timing, versus=baseline, ratio=ratio, low=low, high=high))
 
 
 class _Garage:
@@ -104,15 +139,6 @@ class _Garage:
         return built.memory.get("weights", 0) if built is not None else 0
 
 
-@contextmanager
-def _open(problems: Sequence[Problem], candidate: Candidate) -> Iterator[Engine]:
-    engine = opened(owner(problems, candidate), candidate)
-    try:
-        yield engine
-    finally:
-        engine.close()
-
-
 @dataclass(frozen=True)
 class Evidence:
     """What the gate judges by: held-out samples and the question that the parent has answered on them (None without any).
@@ -126,9 +152,7 @@ class Evidence:
     samples: Samples | None
 
 
-def gated(
-    problems: Sequence[Problem], candidates: Sequence[Candidate], evidence: Evidence, track: Track = silent
-) -> tuple[list[Candidate], Candidate]:
+def gated(state: State, candidates: Sequence[Candidate], evidence: Evidence, track: Track = silent) -> tuple[list[Candidate], Candidate]:
     """All candidates with what became of them, and the one that ships or, where none passed, that the verdict is about.
 
     The finalists are asked from the safest to the fastest (see `parity.gate.gate`).  After that, when nothing depends on it any
@@ -137,19 +161,19 @@ def gated(
     Raises:
         UnavailableError: no candidate has the precision that was asked for by name.
     """
-    baseline, problem = candidates[0].name, problems[0]
-    wanted = [one for one in candidates if one.outcome != "not built" and _is_wanted(problem, one, baseline)]
+    baseline, problem = candidates[0].name, state.bases[0]
+    wanted = [one for one in candidates if one.outcome != "not built" and state.may_ship(one)]
     if not wanted:
         raise _nothing_to_ship(problem, candidates)
     order = finalists(wanted, baseline) if any(one.timing for one in candidates) else leaner(wanted, baseline)
-    judged = gate([(one.name, partial(_judged, owner(problems, one), one, evidence, track)) for one in order])
+    judged = gate([(one.name, partial(_judged, state, one, evidence, track)) for one in order])
     parities = {name: parity for name, parity in judged.tries if parity is not None}
     shipped = judged.shipped or next(name for name, parity in reversed(judged.tries) if parity is not None)
     if (tempting := _tempting(candidates, parities, shipped)) is not None:
-        parities[tempting.name] = _judged(owner(problems, tempting), tempting, evidence, track)
+        parities[tempting.name] = _judged(state, tempting, evidence, track)
     asked = {one.name for one in order}
     told = [_told(one, parities.get(one.name), asked, order, baseline) for one in candidates]
-    told = [replace(one, outcome="shipped") if one.name == judged.shipped else one for one in told]
+    told = [replace(state.ready(one), outcome="shipped") if one.name == judged.shipped else one for one in told]
     return told, next(one for one in told if one.name == shipped)
 
 
@@ -174,30 +198,20 @@ def _tempting(candidates: Sequence[Candidate], parities: Mapping[str, Parity], s
     return max(far, key=lambda one: one.distance or 0.0, default=None)
 
 
-def _is_wanted(problem: Problem, candidate: Candidate, baseline: str) -> bool:
-    """Whether a candidate may ship: with a precision asked for by name only plans that have it may, be they slower."""
-    if problem.given is not None:
-        return candidate.name != baseline
-    if problem.wanted == "auto":
-        return True
-    if problem.wanted == "int8":
-        return any(precision.startswith("int8") for precision in candidate.plan.precisions.values())
-    return candidate.plan.base == problem.wanted and not any(one.startswith("int8") for one in candidate.plan.precisions.values())
-
-
-def _judged(problem: Problem, candidate: Candidate, evidence: Evidence, track: Track) -> Parity:
+def _judged(state: State, candidate: Candidate, evidence: Evidence, track: Track) -> Parity:
+    candidate, problem = state.ready(candidate), owner(state.problems, candidate)
     gated_on = problem.target.device if problem.capability.runs_here else "simulation"
     track(f"gate: {candidate.name}", 0, 0)
     if candidate.plan.lossless:
-        with _open([problem], candidate) as engine:
+        with running(problem, candidate) as engine:
             found = iter([engine.run(feed) for feed in evidence.feeds[:FEEDS]])
         # Closed before the truth is computed, which takes memory of its own.
         exact = judge_lossless(evidence.parent, lambda _: next(found), evidence.feeds, gated_on=gated_on)
         if not isinstance(evidence.question, Question) or evidence.samples is None:
             return exact
-        with _open([problem], candidate) as engine:
+        with running(problem, candidate) as engine:
             return with_minimum(exact, evidence.question, engine.run, evidence.samples, track)
-    with _open([problem], candidate) as engine:
+    with running(problem, candidate) as engine:
         if evidence.question is None or evidence.samples is None:
             why = "there is no evaluation data, and what a lower precision loses can't be told without held-out samples"
             return undecided("none", gated_on, why)

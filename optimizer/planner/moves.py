@@ -1,134 +1,228 @@
-"""Moves: from a problem, and what was measured so far, to named plans worth building, each with its reason.
+"""Moves: from the state of a search to plans worth measuring, in the order of what they usually give for a second of search.
 
-A new idea is a new function here and a place in `search`; the loop never learns of it.
+A move is a generator: it yields a proposal and is sent back what was measured of it. A new idea is a new function here and a
+place in MOVES; the loop never learns of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
 
-from calibration.grid import INT8, UINT8
 from calibration.ranges import METHODS
+from optimizer.engine import Candidate
 from optimizer.errors import UnavailableError
-from optimizer.plan import Plan, Precision
+from optimizer.fusion.rewrites import offers
+from optimizer.graph import quantized
+from optimizer.plan import Plan, Precision, Rewrite
+from optimizer.planner.engines import owner
+from optimizer.planner.plans import everywhere, half, mixed, on_half, ranged, unquantized
 from optimizer.planner.problem import Problem
-from optimizer.planner.sensitivity import worst_first
-from optimizer.precision import eligible, overflowing, quantized_tensors, settled
+from optimizer.planner.repairs import REPAIRS
+from optimizer.planner.state import GIVEN, Proposal, State, speed
+from optimizer.planner.tuning import tuned
+from optimizer.precision import eligible
 
-Named = tuple[str, Plan]
+Proposals = Generator[Proposal, Candidate, None]
 
+ALONE = 8
+"""Places of a rewrite that are tried one by one where all together did not pay, the dearest first."""
 
-def unquantized(problem: Problem) -> Iterator[Named]:
-    """The highest precision that the target can build: what every other plan is held against.
+REPAIRED = 3
+"""Plans that are mended, the fastest first."""
 
-    In half precision what can't be in it (integers, subgraphs) stays FP32.
+ALMOST = 0.97
+"""A mended plan with so much of the broken one's speed needs no further repair."""
 
-    Raises:
-        UnavailableError: a layer can run in none of them.
-    """
-    full = _barred(problem, "fp32")
-    for precision in ("fp32", "bf16", "fp16"):
-        if precision in problem.capability.precisions and not full.keys() & _barred(problem, precision).keys():
-            yield precision, half(problem, precision) if precision != "fp32" else problem.plan("fp32", "nothing lowered")
-            return
-    layer, why = next(iter(full.items()))
-    raise UnavailableError(f"{layer} can run in no float precision on {problem.target.name}: {why}.", "Choose another target.")
+FLOATS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
 
-
-def _barred(problem: Problem, precision: Precision) -> Mapping[str, str]:
-    """The layers that can't be in a precision on this target, with the reason."""
-    verdicts = eligible(problem.model, problem.capability, precision)
-    return {layer: why for layer, why in verdicts.items() if why is not None}
+_RANGED_ON = 8
+"""Screening samples that range methods are compared on."""
 
 
-def half(problem: Problem, precision: Precision) -> Plan:
-    """Everything in FP16 or BF16 but what would overflow there, by the ranges that calibration saw."""
-    plan = problem.plan(precision, f"everything in {precision.upper()}")
-    if "fp32" not in problem.capability.precisions or problem.table is None:
-        return plan
-    barred = _barred(problem, "fp32")
-    for layer, why in overflowing(problem.model, problem.table.statistics, precision).items():
-        if layer in barred:
-            plan = replace(plan, reasons={**plan.reasons, layer: f"{why}, and it can't stay in FP32: {barred[layer]}"})
-        else:
-            plan = replace(plan, precisions={**plan.precisions, layer: "fp32"}, reasons={**plan.reasons, layer: why})
-    return plan
+@dataclass(frozen=True)
+class Move:
+    """A step of the search. One that is `optional` is cut short where the time is up."""
+
+    name: str
+    run: Callable[[State], Proposals]
+    optional: bool = True
 
 
-def everywhere(problem: Problem, precision: Precision) -> Plan | None:
-    """Every layer that can be in `precision`, the reasons of the others noted; None where there is none."""
-    verdicts = eligible(problem.model, problem.capability, precision)
-    chosen = [layer for layer, why in verdicts.items() if why is None]
-    if not chosen:
-        return None
-    base = _base(problem)
-    reasons = {layer: why for layer, why in verdicts.items() if why is not None}
-    plan = replace(base, reasons={**base.reasons, **reasons})
-    words = "INT8 with ranges found at every run" if precision == "int8_dynamic" else "INT8 with calibrated ranges"
-    lowered = {layer: precision for layer in chosen if base.precision(layer) == base.base}
-    plan = replace(plan, precisions={**plan.precisions, **lowered}, reason=f"{words}, wherever it can be")
-    # What only goes along with INT8 neighbours is back in float where there are none.
-    carried = settled(problem.model, plan, problem.capability)
-    return plan if any(how.startswith("int8") for how in carried.precisions.values()) else None
+def unlowered(state: State) -> Proposals:
+    """Each backend's unquantized engine, with the knobs that it runs fastest with."""
+    for problem in list(state.bases):
+        name, plan = next(unquantized(problem))
+        found = yield Proposal(problem, name, plan)
+        knobs, told = tuned(problem, found, state.feed, state.track)
+        if told:
+            state.settle_knobs(problem, found, replace(found.plan, knobs=knobs, reason=f"{plan.reason}; {told}"))
 
 
-def on_half(problem: Problem, plan: Plan, precision: Precision) -> Plan:
-    """An INT8 plan whose other layers are in FP16 or BF16 instead of FP32, but those that would overflow there."""
-    base = half(problem, precision)
-    stay = {layer: how for layer, how in base.precisions.items() if not plan.precision(layer).startswith("int8")}
-    lowered = {layer: how for layer, how in plan.precisions.items() if how.startswith("int8")}
-    why = f"{plan.reason}; the rest in {precision.upper()}"
-    return replace(plan, base=precision, precisions={**stay, **lowered}, reasons={**base.reasons, **plan.reasons}, reason=why)
+def rewritten(state: State) -> Proposals:
+    """Exact rewrites, each kept only where it makes the unquantized engine faster here: all places of a rule, else one by one."""
+    if not state.timeable or any(problem.given is not None for problem in state.bases):
+        return
+    for base in list(state.bases):
+        form, best = base, state.plain(base)
+        for chosen in _groups(offers(base.model)):
+            tried = [chosen] if len(chosen) == 1 else [chosen, *((one,) for one in chosen[:ALONE])]
+            for some in tried:
+                changed = _changed(form, some)
+                if changed is None:
+                    continue
+                name, plan = next(unquantized(changed))
+                found = yield Proposal(changed, f"{name} {_told(changed)}", plan)
+                if found.outcome != "not built" and state.faster(found, best).low > 1.0:
+                    form, best = state.form(changed), found
+                    if some is chosen:
+                        break
+        state.prefer(form)
 
 
-def _base(problem: Problem) -> Plan:
-    """The float plan under an INT8 plan: the capability's base precision, safe from overflow."""
-    base = problem.capability.base
-    return problem.plan("fp32", "float") if base == "fp32" else half(problem, base)
+def _groups(found: Sequence[Rewrite]) -> list[tuple[Rewrite, ...]]:
+    """Rewrites by rule, in their order."""
+    return [tuple(one for one in found if one.rule == rule) for rule in dict.fromkeys(one.rule for one in found)]
 
 
-def mixed(problem: Problem, static: Plan, dynamic: Plan) -> Plan | None:
-    """Dynamic INT8 where that exists, static elsewhere: matrix products gain more from ranges of their own at every run.
-
-    None where that is one of the two alone: no dynamic layer, or no tensor left to quantize between the others.
-    """
-    own: dict[str, Precision] = {layer: how for layer, how in dynamic.precisions.items() if how == "int8_dynamic"}
-    why = "INT8: ranges found at every run where that exists, calibrated elsewhere"
-    both = replace(static, precisions={**static.precisions, **own}, ranges={}, reason=why)
-    return both if own and quantized_tensors(problem.model, both, problem.capability) else None
+def _changed(form: Problem, chosen: Sequence[Rewrite]) -> Problem | None:
+    """The form with rewrites on top, those that still apply there; None where none does."""
+    still = set(offers(form.model))
+    left = [one for one in chosen if one in still]
+    return form.rewritten(left) if left else None
 
 
-def in_integers(problem: Problem, plan: Plan) -> bool:
-    """Whether anything computes in INT8 under a plan: layers that only hand numbers on do not where nothing beside them does."""
-    return "int8_dynamic" in plan.precisions.values() or bool(quantized_tensors(problem.model, plan, problem.capability))
+def _told(form: Problem) -> str:
+    counts = {rule: sum(one.rule == rule for one in form.rewrites) for rule in dict.fromkeys(one.rule for one in form.rewrites)}
+    return "with " + ", ".join(rule if count == 1 else f"{rule} ({count})" for rule, count in counts.items())
 
 
-def ranged(problem: Problem, plan: Plan, method: str) -> Plan:
-    """The plan with a range by `method` for each tensor that it quantizes.
-
-    Raises:
-        ValueError: the plan quantizes a tensor that was not calibrated (an error of ours).
-    """
-    tensors = quantized_tensors(problem.model, plan, problem.capability)
-    if not tensors:
-        return plan
-    if problem.table is None:
-        raise ValueError(f"{plan.reason}: static INT8 without calibration")
-    grid = UINT8 if problem.capability.activation == "uint8" else INT8
-    ranges = {tensor: METHODS[method](problem.table.statistics[tensor], grid) for tensor in tensors}
-    return replace(plan, ranges=ranges)
+def by_name(state: State) -> Proposals:
+    """A plan that was given, or the float precision that was asked for by name."""
+    for problem in list(state.bases):
+        if problem.given is not None:
+            form = problem.rewritten(problem.given.rewrites) if problem.given.rewrites else problem
+            yield Proposal(form, GIVEN, replace(problem.given, knobs=problem.knobs, shapes=problem.shapes))
+        for precision in FLOATS:
+            if problem.given is None and problem.wanted == precision:
+                yield Proposal(problem, precision, half(problem, precision))
 
 
-def without_the_worst(plan: Plan, found: Mapping[str, float], kept: Iterable[float] = (0.3, 0.05, 0.005)) -> Iterator[Named]:
-    """The plan with the layers left in float that cause most of its error, each time more of them."""
-    base = "fp32" if plan.base == "fp32" else plan.base
-    seen: set[tuple[str, ...]] = set()
-    for share in kept:
-        worst = worst_first(found, share)
-        if not worst or len(worst) == len(found) or worst in seen:
+def halves(state: State) -> Proposals:
+    """Everything in half precision, where the backend has it."""
+    for problem in list(state.bases):
+        if problem.wanted == "auto" and problem.given is None:
+            for precision in sorted(_halves(problem) - {"fp32"}):
+                for form in state.preferred(problem):
+                    yield Proposal(form, _called(form, precision), half(form, precision))
+
+
+def _called(form: Problem, name: str) -> str:
+    return f"{name} rewritten" if form.rewrites else name
+
+
+def _halves(problem: Problem) -> frozenset[Precision]:
+    """Half precisions worth trying unasked: all of the backend's where they can be timed, else the usual one."""
+    capability = problem.capability
+    return capability.precisions & {"bf16", "fp16"} if capability.runs_here else frozenset({capability.base})
+
+
+def integers(state: State) -> Proposals:
+    """INT8 wherever it can be: static, dynamic, both together; the rest in float or in half precision."""
+    refused: UnavailableError | None = None
+    some = False
+    for problem in list(state.bases):
+        if problem.given is not None or problem.wanted not in ("auto", "int8"):
             continue
-        seen.add(worst)
-        why = f"left in float: with these in INT8 calibration samples lose most ({', '.join(worst[:3])}{' ...' if len(worst) > 3 else ''})"
-        lowered = replace(plan, ranges={}).with_precision(worst, base, why)
-        yield f"without {len(worst)} layer{'s' if len(worst) > 1 else ''}", lowered
+        if why := _without_static(problem):
+            state.not_built(problem, "int8", why)
+        for form in state.preferred(problem):
+            plans = _int8(form)
+            if not plans:
+                refused = refused or no_int8(form)
+            for name, plan in plans.items():
+                some = True
+                whole = _with_best_ranges(state, form, plan)
+                yield Proposal(form, _called(form, name), whole)
+                for precision in sorted(_halves(form) - {whole.base, "fp32"}):
+                    yield Proposal(form, _called(form, f"{name} on {precision}"), on_half(form, whole, precision))
+    if refused is not None and not some and any(problem.wanted == "int8" for problem in state.bases):
+        raise refused
+
+
+def _int8(problem: Problem) -> dict[str, Plan]:
+    capability = problem.capability
+    dynamic = everywhere(problem, "int8_dynamic") if "int8_dynamic" in capability.precisions else None
+    static = everywhere(problem, "int8") if "int8" in capability.precisions and problem.table is not None else None
+    both = mixed(problem, static, dynamic) if static is not None and dynamic is not None else None
+    plans = {"int8": static, "int8 dynamic": dynamic, "int8 static and dynamic": both}
+    return {name: plan for name, plan in plans.items() if plan is not None}
+
+
+def _without_static(problem: Problem) -> str:
+    """Why there will be no plan in static INT8; "" where there will be one, or none is the backend's to give."""
+    if "int8" not in problem.capability.precisions:
+        return ""
+    if problem.table is None:
+        return "static INT8 needs ranges, and there is no calibration data: give samples with --calibration"
+    return "" if everywhere(problem, "int8") is not None else no_int8(problem).reason
+
+
+def no_int8(problem: Problem) -> UnavailableError:
+    """Why no layer can be in INT8; of several reasons that of the layer with the most weights."""
+    if quantized(problem.model.graph):
+        return UnavailableError(
+            "This model is quantized already, and what another tool has quantized stays as it is.",
+            "Give the float model, or take --precision auto to have this one built as it is.",
+        )
+    barred = eligible(problem.model, problem.capability, "int8")
+    largest = max(problem.model.layers, key=lambda layer: layer.parameters if barred.get(layer.name) else -1, default=None)
+    device = problem.target.device or problem.target.name
+    told = f"{largest.name}: {barred.get(largest.name)}" if largest is not None else "it has none"
+    return UnavailableError(f"No layer of this model can run in INT8 on {device} ({told}).", "Choose another precision, or auto.")
+
+
+def _with_best_ranges(state: State, problem: Problem, plan: Plan) -> Plan:
+    """The plan with the ranges of the one method that keeps the outputs nearest on a few screening samples."""
+    by_method = {method: ranged(problem, plan, method) for method in METHODS}
+    if not by_method["minmax"].ranges:
+        return plan
+    errors = {method: state.error(problem, one, _RANGED_ON).error for method, one in by_method.items()}
+    best = min(errors, key=lambda method: errors[method])
+    others = ", ".join(f"{method} {error:.3g}" for method, error in errors.items() if method != best)
+    why = f"{plan.reason}; ranges by {best}: output error {errors[best]:.3g} on calibration samples ({others})"
+    return replace(by_method[best], reason=why)
+
+
+def repaired(state: State) -> Proposals:
+    """What is fast and loses too much, mended: the fastest first, as long as it is faster than the best that loses little."""
+    done: set[str] = set()
+    while len(done) < REPAIRED and (broken := _worth_mending(state, done)) is not None:
+        done.add(broken.name)
+        problem = owner(state.problems, broken)
+        for repair in REPAIRS:
+            before = len(state.candidates)
+            yield from repair(state, problem, broken)
+            tried = state.candidates[before:]
+            done.update(one.name for one in tried)
+            if any(state.honest(one) and speed(one) > ALMOST * speed(broken) for one in tried):
+                break
+
+
+def _worth_mending(state: State, done: set[str]) -> Candidate | None:
+    """The fastest candidate that loses too much and is faster than all that do not, of those that may ship."""
+    able = [one for one in state.candidates if one.outcome != "not built" and state.may_ship(one)]
+    best = max((speed(one) for one in able if state.honest(one)), default=0.0)
+    broken = [one for one in able if one.name not in done and not one.plan.lossless and not state.honest(one)]
+    faster = [one for one in broken if not state.timeable or speed(one) > 1.02 * best]
+    return max(faster, key=speed, default=None)
+
+
+MOVES: tuple[Move, ...] = (
+    Move("unquantized engines", unlowered, optional=False),
+    Move("asked for", by_name, optional=False),
+    Move("half precision", halves),
+    Move("exact rewrites", rewritten),
+    Move("INT8", integers, optional=False),
+    Move("mending", repaired),
+)

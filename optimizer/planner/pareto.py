@@ -20,7 +20,7 @@ def finalists(candidates: Sequence[Candidate], baseline: str) -> list[Candidate]
     base = [one for one in candidates if one.name == baseline]
     rivals = [one for one in candidates if one.name != baseline and (not base or (one.timing is not None and one.timing.low > 1.0))]
     front = [one for one in rivals if not any(_dominates(other, one) for other in rivals)]
-    return [*base, *_thinned(sorted(front, key=_distance), FINALISTS - len(base))]
+    return [*base, *thinned(sorted(front, key=_distance), FINALISTS - len(base))]
 
 
 def leaner(candidates: Sequence[Candidate], baseline: str) -> list[Candidate]:
@@ -32,10 +32,10 @@ def leaner(candidates: Sequence[Candidate], baseline: str) -> list[Candidate]:
     floats = [one for one in candidates if not _int8(one)]
     floats.sort(key=lambda one: one.name != baseline)
     rivals = [one for one in candidates if _int8(one) and (not floats or _leaner(one, floats[-1]))]
-    return [*floats, *_thinned(sorted(rivals, key=_distance), FINALISTS - len(floats))]
+    return [*floats, *thinned(sorted(rivals, key=_distance), FINALISTS - len(floats))]
 
 
-def _thinned(front: list[Candidate], room: int) -> list[Candidate]:
+def thinned(front: list[Candidate], room: int) -> list[Candidate]:
     """At most `room` of a front: both ends stay, the middle goes first."""
     kept = list(front)
     while len(kept) > room:

@@ -50,7 +50,7 @@ def test_evaluation_data_that_judges_a_model_again_is_counted(make: Make, build:
 def test_what_the_engine_must_reach_is_told_before_any_candidate_is_judged(make: Make) -> None:
     folder, told = make(), list[str]()
     data = {name: str(folder / f"{name}.npz") for name in ("calibration", "evaluation")}
-    words = {**data, "threads": 1, "precision": "int8", "max_drop": "2pp"}
+    words = {**data, "threads": 1, "precision": "int8", "max_drop": "2pp", "backends": ["onnxruntime"]}
     outcome = optimizer.pipeline.build(
         optimizer.request.request_from_words(folder / "model.onnx", folder / "out", **words), track=lambda step, *_: told.append(step)
     )

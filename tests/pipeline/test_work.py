@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 import optimizer
-from optimizer.planner import finals, search
+from optimizer.planner import finals, state
 
 TEXT = """<ir_version: 10, opset_import: ["" : 20]> g (float[1, 4, 8, 8] x) => (float[1, 64] y) {
     a = Conv<kernel_shape = [3, 3]>(x, v) b = Relu(a) c = Conv<kernel_shape = [3, 3]>(b, w)
@@ -26,15 +26,18 @@ def test_no_plan_is_simulated_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         proto.graph.initializer.append(onnx.numpy_helper.from_array(draw.standard_normal(shape).astype(np.float32), name))
     onnx.save(proto, tmp_path / "model.onnx")
     np.savez(tmp_path / "data.npz", x=draw.standard_normal((12, 4, 8, 8)).astype(np.float32))
-    screened, plans = search._screened, Counter[Any]()
+    simulated, plans = state.simulation, Counter[Any]()
 
-    def counted(problem: Any, plan: Any, samples: int) -> Any:
-        plans[frozenset(plan.precisions.items()), frozenset(plan.ranges.items()), samples] += bool(plan.precisions)
-        return screened(problem, plan, samples)
+    def counted(problem: Any, plan: Any, optimized: bool) -> Any:
+        plans[frozenset(plan.precisions.items()), frozenset(plan.ranges.items())] += 1
+        return simulated(problem, plan, optimized)
 
-    monkeypatch.setattr(search, "_screened", counted)
-    monkeypatch.setattr(search, "_NEAR", 0.0)
+    monkeypatch.setattr(state, "simulation", counted)
+    monkeypatch.setattr(state.State, "honest", lambda _, candidate: candidate.plan.lossless)
+    monkeypatch.setattr(state, "QUICK_SECONDS", 0.1)
     monkeypatch.setattr(finals, "RACE_SECONDS", 0.3)
-    outcome = optimizer.build(tmp_path / "model.onnx", tmp_path / "out", calibration=str(tmp_path / "data.npz"), threads=1)
+    outcome = optimizer.build(
+        tmp_path / "model.onnx", tmp_path / "out", calibration=str(tmp_path / "data.npz"), threads=1, backends=["onnxruntime"]
+    )
     assert {"int8", "int8 static and dynamic"} <= {one.name for one in outcome.report.candidates}
     assert max(plans.values()) == 1

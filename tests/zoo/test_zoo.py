@@ -23,7 +23,7 @@ from optimizer.graph import fixed
 from optimizer.model import Model
 from optimizer.parity.ladder import difference
 from optimizer.plan import Shape
-from optimizer.planner.moves import unquantized
+from optimizer.planner.plans import unquantized
 from optimizer.planner.problem import Problem
 from optimizer.precision import typed
 from optimizer.reference import Reference, sensitivity

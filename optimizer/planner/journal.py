@@ -1,0 +1,86 @@
+"""What a search has measured, kept so that nothing is measured twice: within a build, after a kill, and by the next build.
+
+A record is keyed in clear by what it is about (a plan, a pair of plans); the journal as a whole by target, graph, data and
+versions. It is written as it grows, a line a record, so that a build that was killed leaves all but its last line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from optimizer.provenance import plain
+
+T = TypeVar("T")
+
+SCHEMA = "optimize.timings/1"
+
+
+class _Head(msgspec.Struct):
+    schema: str
+    key: dict[str, str]
+
+
+class _Record(msgspec.Struct):
+    kind: str
+    about: str
+    value: msgspec.Raw
+
+
+class Journal:
+    """Records of one build, on disk in `file` as well; those of earlier ones count where their key is the same.
+
+    `unusable` tells, by file, the fields in which an earlier journal's key differs, or that it can't be read.
+    """
+
+    def __init__(self, file: Path, key: Mapping[str, str], earlier: tuple[Path, ...] = ()) -> None:
+        self._records: dict[tuple[str, str], bytes] = {}
+        self._file = file
+        self.unusable: dict[str, str] = {}
+        self.recalled = 0
+        lines = [line for path in earlier if path.exists() for line in self._read(path, key)]
+        head = msgspec.json.encode(_Head(SCHEMA, dict(key)))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"".join(line + b"\n" for line in (head, *lines)))
+
+    def _read(self, path: Path, key: Mapping[str, str]) -> list[bytes]:
+        """The whole lines of an earlier journal whose key is this one's; none where it is not, with the reason noted."""
+        head, *lines = path.read_bytes().split(b"\n")
+        try:
+            found = msgspec.json.decode(head, type=_Head)
+        except msgspec.MsgspecError:
+            self.unusable[path.name] = "it can't be read"
+            return []
+        if found.schema != SCHEMA or found.key != dict(key):
+            fields = sorted(name for name in {*key, *found.key} if key.get(name) != found.key.get(name))
+            self.unusable[path.name] = f"it differs in {', '.join(fields) or 'its form'}"
+            return []
+        kept = []
+        for line in lines:
+            try:
+                record = msgspec.json.decode(line, type=_Record)
+            except msgspec.MsgspecError:
+                break  # where a build was killed while it wrote
+            self._records[record.kind, record.about] = bytes(record.value)
+            kept.append(line)
+        return kept
+
+    def once(self, kind: str, about: object, of: type[T], measure: Callable[[], T]) -> T:
+        """What `measure` gives, from the record where there is one."""
+        name = hashlib.sha256(_encoded(about)).hexdigest()
+        if (known := self._records.get((kind, name))) is not None:
+            self.recalled += 1
+            return msgspec.json.decode(known, type=of)
+        value = measure()
+        self._records[kind, name] = encoded = _encoded(value)
+        with self._file.open("ab") as file:
+            file.write(msgspec.json.encode(_Record(kind, name, msgspec.Raw(encoded))) + b"\n")
+        return value
+
+
+def _encoded(value: Any) -> bytes:
+    return msgspec.json.encode(value, enc_hook=plain, order="sorted")

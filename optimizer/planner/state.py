@@ -1,0 +1,294 @@
+"""The state of a search: the forms of the model, what was measured of each plan so far, and the clock."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from shutil import rmtree
+
+from kernels.timing import Timing, race
+from optimizer.backends import backend
+from optimizer.engine import Arrays, Built, Candidate, Engine
+from optimizer.errors import OptimizeError
+from optimizer.graph import HEAVY, weights_bytes
+from optimizer.plan import Plan
+from optimizer.planner.distance import Distance, distance
+from optimizer.planner.engines import build, owner, running, simulation
+from optimizer.planner.journal import Journal
+from optimizer.planner.plans import unquantized
+from optimizer.planner.problem import Problem
+from optimizer.progress import Track
+
+GIVEN = "given plan"
+
+QUICK_SECONDS = 0.6
+"""For a first look at a candidate's time, beside the baseline."""
+
+PAIR_SECONDS = 1.0
+"""For telling whether one of two candidates is faster, of which one is to be built upon."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A plan worth building, for a form of the model, under a short name of its own."""
+
+    problem: Problem
+    name: str
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is recorded of a candidate. A distance that is not finite is recorded as None."""
+
+    built: Built | None
+    timing: Timing | None
+    distance: float | None
+    agreement: float | None
+    outcome: str
+    reason: str
+    seconds: float
+
+
+class Clock:
+    """Seconds left for the search; `clock` tells the time, from any start."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._end = clock, clock() + seconds
+
+    @property
+    def left(self) -> float:
+        return self._end - self._clock()
+
+
+class State:
+    """What a search knows. Engines and folders that it holds are given back by `close`."""
+
+    def __init__(self, problems: Sequence[Problem], feed: Arrays, folder: Path, journal: Journal, clock: Clock, track: Track) -> None:
+        self.problems: list[Problem] = list(problems)
+        self.candidates: list[Candidate] = []
+        self.feed, self.clock, self.track, self.journal = feed, clock, track, journal
+        self._folder, self._count = folder, 0
+        self._open = ExitStack()
+        self._yardstick: tuple[str, Engine] | None = None
+        self._preferred: dict[str, Problem] = {}
+        self.left_out: list[str] = []
+
+    def close(self) -> None:
+        self._open.close()
+
+    @property
+    def bases(self) -> Sequence[Problem]:
+        """The model as it was fused, for each backend."""
+        return [problem for problem in self.problems if not problem.rewrites and not problem.recovery]
+
+    @property
+    def timeable(self) -> bool:
+        """Whether candidates can be timed one after the other: the target is here, and two engines fit into memory."""
+        return all(problem.capability.runs_here and weights_bytes(problem.model.graph) <= HEAVY for problem in self.bases)
+
+    def form(self, problem: Problem) -> Problem:
+        """The form as the state keeps it, which knows it from then on."""
+        known = next((one for one in self.problems if one.solves(problem.plan("fp32", ""))), None)
+        if known is None:
+            self.problems.append(problem)
+        return known or problem
+
+    def prefer(self, form: Problem) -> None:
+        """The form that lower precisions are tried on, beside the model as it was fused."""
+        if form.rewrites:
+            self._preferred[form.backend] = form
+
+    def preferred(self, problem: Problem) -> list[Problem]:
+        """The forms of a backend that are worth lowering: the fastest one first, and the model as it was fused."""
+        base = next(one for one in self.bases if one.backend == problem.backend)
+        return [self._preferred[problem.backend], base] if problem.backend in self._preferred else [base]
+
+    def not_built(self, problem: Problem, name: str, why: str) -> None:
+        """Note a plan that is not even tried, with the reason."""
+        plan = problem.plan(problem.capability.base, "left out")
+        self.candidates.append(Candidate(self.named(problem, name), plan, outcome="not built", reason=why))
+
+    def settle_knobs(self, problem: Problem, candidate: Candidate, plan: Plan) -> None:
+        """The knobs of `plan` are those of the backend from now on, and of the candidate they were found on."""
+        place = self.problems.index(problem)
+        self.problems[place] = replace(problem, knobs=plan.knobs)
+        self.candidates[self.candidates.index(candidate)] = replace(candidate, plan=plan)
+
+    def named(self, problem: Problem, name: str) -> str:
+        """How a candidate is called: by its backend, too, where there are several."""
+        return f"{problem.backend} {name}" if len(self.bases) > 1 else name
+
+    def candidate(self, name: str) -> Candidate | None:
+        return next((one for one in self.candidates if one.name == name), None)
+
+    def plain(self, problem: Problem) -> Candidate:
+        """The unquantized candidate of a backend, of the model as it was fused."""
+        return next(one for one in self.candidates if one.plan.backend == problem.backend)
+
+    def measured(self, proposal: Proposal) -> Candidate:
+        """The proposal as a candidate: built, screened and timed, or recalled.
+
+        Raises:
+            OptimizeError: it can't be built, and is what was asked for by name.
+        """
+        problem = self.form(proposal.problem)
+        candidate = Candidate(self.named(problem, proposal.name), proposal.plan)
+        if (same := next((one for one in self.candidates if one.plan == proposal.plan), None)) is not None:
+            return same
+        folders: list[Path] = []
+        found = self.journal.once("candidate", proposal.plan, Measured, partial(self._measure, problem, proposal, folders))
+        candidate = replace(
+            candidate,
+            folder=folders[0] if folders else None,
+            built=found.built,
+            timing=found.timing,
+            distance=math.inf if found.distance is None and problem.screening and found.outcome != "not built" else found.distance,
+            agreement=found.agreement,
+            outcome=found.outcome,
+            reason=found.reason,
+        )
+        self.candidates.append(candidate)
+        self._tidy()
+        return candidate
+
+    def _measure(self, problem: Problem, proposal: Proposal, folders: list[Path]) -> Measured:
+        start = time.monotonic()
+        candidate = Candidate(self.named(problem, proposal.name), proposal.plan)
+        try:
+            folder, built = build(problem, proposal.plan, self._next_folder(), self.track)
+            candidate = replace(candidate, folder=folder, built=built)
+            if folder is not None:
+                folders.append(folder)
+            found: Distance | None = None
+            if problem.screening:
+                with running(problem, candidate) as engine:
+                    found = distance(problem.parent, engine.run, problem.screening)
+            timing = self._glance(problem, candidate)
+        except OptimizeError as error:
+            if self._must_be(problem, proposal):
+                raise
+            reason = f"{error.reason} {error.remedy}"
+            return Measured(None, None, None, None, "not built", reason, time.monotonic() - start)
+        far, agreement = (found.error, found.agreement) if found is not None else (None, None)
+        return Measured(built, timing, far, agreement, "tried", "", time.monotonic() - start)
+
+    def _must_be(self, problem: Problem, proposal: Proposal) -> bool:
+        """Whether the build ends where this one can't be built: of INT8 there are several plans, of which another may do."""
+        return (
+            problem.given is not None
+            or problem.wanted == proposal.name != "int8"
+            or (len(self.bases) == 1 and not problem.rewrites and proposal.name == next(unquantized(problem))[0])
+        )
+
+    def _glance(self, problem: Problem, candidate: Candidate) -> Timing | None:
+        """A first timing beside the first candidate; None where nothing can be timed here, and for that candidate itself."""
+        if not self.timeable or candidate.folder is None:
+            return None
+        if self._yardstick is None:
+            self._yardstick = (candidate.name, self._open.enter_context(running(problem, candidate)))
+            return None
+        name, baseline = self._yardstick
+        with running(problem, candidate) as engine:
+            runs = {name: partial(baseline.run, self.feed), candidate.name: partial(engine.run, self.feed)}
+            return race(runs, name, seconds=QUICK_SECONDS, timed_on=problem.target.device)[candidate.name]
+
+    def faster(self, candidate: Candidate, other: Candidate) -> Timing:
+        """The timing of a candidate beside another one, in pairs; recalled where the two have been held against each other."""
+
+        def measure() -> Timing:
+            ready = [self.ready(one) for one in (other, candidate)]
+            with ExitStack() as stack:
+                runs = {one.name: partial(stack.enter_context(running(owner(self.problems, one), one)).run, self.feed) for one in ready}
+                return race(runs, other.name, seconds=PAIR_SECONDS, timed_on=self.bases[0].target.device)[candidate.name]
+
+        return self.journal.once("pair", [candidate.plan, other.plan], Timing, measure)
+
+    def error(self, problem: Problem, plan: Plan, samples: int) -> Distance:
+        """How far a plan takes the outputs on the first few screening samples, by simulation."""
+
+        def measure() -> Distance:
+            engine = simulation(problem, plan, optimized=False)
+            try:
+                return distance(problem.parent[:samples], engine.run, problem.screening[:samples])
+            finally:
+                engine.close()
+
+        found = self.journal.once("simulated", [plan, samples], _Far, lambda: _far(measure()))
+        return Distance(math.inf if found.error is None else found.error, found.agreement)
+
+    def ready(self, candidate: Candidate) -> Candidate:
+        """The candidate with its engine on disk, built again where it was recalled or cleared away."""
+        if candidate.outcome == "not built" or (candidate.folder is not None and candidate.folder.exists()):
+            return candidate
+        problem = owner(self.problems, candidate)
+        if backend(problem.backend).missing(problem.target) is not None:
+            return candidate
+        folder, built = build(problem, candidate.plan, self._next_folder(), self.track)
+        found = replace(candidate, folder=folder, built=built)
+        self.candidates = [found if one.name == candidate.name else one for one in self.candidates]
+        return found
+
+    def _next_folder(self) -> Path:
+        self._count += 1
+        return self._folder / str(self._count)
+
+    def _tidy(self) -> None:
+        """Engines that another one beats in time and distance are cleared from the disk: there may be many, and they are large."""
+        kept = {one.name for one in (*self.candidates[: len(self.bases)], *front(self.candidates))}
+        for one in self.candidates[:-1]:
+            if one.folder is not None and one.name not in kept:
+                rmtree(one.folder, ignore_errors=True)
+
+    def may_ship(self, candidate: Candidate) -> bool:
+        """Whether a candidate is what was asked for: with a precision asked for by name only plans that have it are, be they slower."""
+        problem = owner(self.problems, candidate)
+        precisions = candidate.plan.precisions.values()
+        if problem.given is not None:
+            return candidate.name == self.named(problem, GIVEN)
+        if problem.wanted == "auto":
+            return True
+        if problem.wanted == "int8":
+            return any(precision.startswith("int8") for precision in precisions)
+        return candidate.plan.base == problem.wanted and not any(one.startswith("int8") for one in precisions)
+
+    def honest(self, candidate: Candidate) -> bool:
+        """Whether calibration samples let a candidate hope for the gate."""
+        return candidate.outcome != "not built" and predicted(candidate) <= owner(self.problems, candidate).budget
+
+
+@dataclass(frozen=True)
+class _Far:
+    error: float | None
+    agreement: float | None
+
+
+def _far(found: Distance) -> _Far:
+    return _Far(found.error if math.isfinite(found.error) else None, found.agreement)
+
+
+def speed(candidate: Candidate) -> float:
+    """How many times as fast as the first candidate; 1 where that was not timed."""
+    return candidate.timing.ratio if candidate.timing is not None else 1.0
+
+
+def predicted(candidate: Candidate) -> float:
+    """The share of answers that a candidate is expected to lose, by what calibration samples show; of vectors, 1 - cosine."""
+    if candidate.plan.lossless or candidate.distance is None:
+        return 0.0
+    return candidate.distance**2 / 2
+
+
+def front(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates that no other one beats in both speed and distance."""
+    able = [one for one in candidates if one.outcome != "not built"]
+
+    def beaten(one: Candidate) -> bool:
+        return any(speed(other) > speed(one) and predicted(other) <= predicted(one) for other in able)
+
+    return [one for one in able if not beaten(one)]
