@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from optimizer.backends.onnxruntime.correspondence import Kernel, constant_nodes, kernels
+from optimizer.backends.onnxruntime.correspondence import Kernel, kernels
 from optimizer.backends.onnxruntime.operators import APPENDED, COMPUTES_INT8, MOVES, MOVES_INT8, REFUSALS, VIEWS
 from optimizer.backends.onnxruntime.profile import Profile
 from optimizer.engine import Realised
-from optimizer.graph import constant, readers
+from optimizer.graph import constant, constant_nodes, readers
 from optimizer.model import PLANNED, is_layer
 
 _DYNAMIC = frozenset({"DynamicQuantizeMatMul", "DynamicQuantizeLSTM"})
