@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -36,6 +36,10 @@ class Kernel:
     reads: tuple[int, ...]
 
 
+_OF_NO_LAYER = frozenset({"Const", "Input", "Output", "Reorder"})
+"""Kinds of kernels that hold numbers or carry them from one form to another."""
+
+
 @dataclass(frozen=True)
 class Seen:
     """The plugin's graph in the order of a run, the bytes that a run took beside the engine, and why it could not be run, or ""."""
@@ -60,7 +64,7 @@ def written(graph: ir.Model, folder: Path, knobs: Knobs) -> Seen:
         file = Path(scratch).resolve() / "typed.onnx"
         save(graph, file, beside="typed.weights" if weights_bytes(graph) > LARGE else None)
         event = _of_child({"model": str(file), "engine": str((folder / FILE).resolve()), **_request(graph, knobs)}, Path(scratch))
-    return Seen(tuple(_kernel(told) for told in event["kernels"]), event["peak"], event["failure"])
+    return Seen(_attributed([_kernel(told) for told in event["kernels"]]), event["peak"], event["failure"])
 
 
 def _text(graph: ir.Model) -> str | None:
@@ -114,4 +118,21 @@ def _kernel(told: Mapping[str, Any]) -> Kernel:
         ms=told["us"] / 1000 if told["us"] is not None else None,
         bytes=told["bytes"],
         reads=tuple(told["reads"]),
+    )
+
+
+def _attributed(kernels: Sequence[Kernel]) -> tuple[Kernel, ...]:
+    """The kernels, those that compute and that no name leads from given to the layer that reads what they compute.
+
+    So are parts of a layer that the plugin took apart: a bidirectional LSTM is two kernels without a name.
+    """
+    named = list(kernels)
+    for number in reversed(range(len(named))):
+        kernel = named[number]
+        for source in kernel.reads:
+            if kernel.layers and not named[source].layers:
+                named[source] = replace(named[source], layers=kernel.layers[:1])
+    return tuple(
+        kernel if kernel.kind not in _OF_NO_LAYER else replace(kernel, layers=own.layers)
+        for kernel, own in zip(named, kernels, strict=True)
     )

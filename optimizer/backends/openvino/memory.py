@@ -11,6 +11,8 @@ from optimizer.backends.openvino.session import FILE
 _REPACKED = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul", "RNNSeq", "RNNCell"})
 """Kernels that hold their weights in the precision that they run in."""
 
+_NUMBERS = frozenset({"f32", "f16", "bf16", "i8", "u8"})
+
 _BESIDE = frozenset({"Const", "Input", "Output"})
 
 
@@ -24,21 +26,24 @@ def memory(seen: Seen, folder: Path) -> Mapping[str, int]:
 
 
 def weights_of(kernel: Kernel, kernels: Sequence[Kernel]) -> int:
-    """Bytes of the constants that a kernel reads: float32 ones are half as large where it runs in BF16."""
-    constants = sum(kernels[number].bytes or 0 for number in kernel.reads if kernels[number].kind == "Const")
-    return constants // 2 if kernel.precision == "bf16" and kernel.kind in _REPACKED else constants
+    """Bytes of the weights that a kernel reads, as it holds them."""
+    return sum(_constants(kernel, kernels).values())
 
 
 def _weights(kernels: Sequence[Kernel]) -> int:
-    """Bytes of all constants, each once, as the kernels that read them hold them."""
+    """Bytes of all weights, each once."""
     held: dict[int, int] = {}
     for kernel in kernels:
-        half = kernel.precision == "bf16" and kernel.kind in _REPACKED
-        for number in kernel.reads:
-            if kernels[number].kind == "Const":
-                size = kernels[number].bytes or 0
-                held[number] = max(held.get(number, 0), size // 2 if half else size)
+        for number, size in _constants(kernel, kernels).items():
+            held[number] = max(held.get(number, 0), size)
     return sum(held.values())
+
+
+def _constants(kernel: Kernel, kernels: Sequence[Kernel]) -> dict[int, int]:
+    """Bytes by number of the constants that a kernel reads, but for sizes and axes: half of float32 where it runs in BF16."""
+    share = 2 if kernel.precision == "bf16" and kernel.kind in _REPACKED else 1
+    read = [(number, kernels[number]) for number in kernel.reads]
+    return {number: (one.bytes or 0) // share for number, one in read if one.kind == "Const" and one.precision in _NUMBERS}
 
 
 def _peak(kernels: Sequence[Kernel]) -> int | None:

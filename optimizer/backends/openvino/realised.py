@@ -18,6 +18,8 @@ _WORDS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int
 _MOVES = frozenset({"Reorder", "Reshape", "Const", "Input", "Output"})
 _MAIN = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul", "RNNSeq", "RNNCell", "ScaledDotProductAttention"})
 
+_WORTH_TELLING = 0.05
+
 Inside = Mapping[str, Sequence[Kernel]]
 """The kernels that compute a layer, or a part of it, by layer."""
 
@@ -32,15 +34,20 @@ def realised(graph: ir.Model, kernels: Sequence[Kernel]) -> tuple[Realised, ...]
 
 
 def notes(seen: Seen) -> tuple[str, ...]:
-    """What is to be told beside the layers: why there are no times of them."""
-    failure = seen.failure
-    return (f"OpenVINO could not run the engine on made-up inputs, so there are no times by layer: {failure}.",) if failure else ()
+    """What is to be told beside the layers: why there are no times of them, or the time that conversions between them take."""
+    if seen.failure:
+        return (f"OpenVINO could not run the engine on made-up inputs, so there are no times by layer: {seen.failure}.",)
+    total = sum(kernel.ms or 0 for kernel in seen.kernels)
+    between = sum(kernel.ms or 0 for kernel in seen.kernels if kernel.kind == "Reorder")
+    if between <= _WORTH_TELLING * total:
+        return ()
+    return (f"Changing the form of numbers between layers (layout, precision) takes {between:.3f} of {total:.3f} ms.",)
 
 
 def _computed(node: ir.Node, inside: Inside, kernels: Sequence[Kernel]) -> Realised:
     name, planned = node.name or "", node.metadata_props.get(PLANNED, "fp32")
     computing = [kernel for kernel in inside[name] if kernel.kind not in _MOVES] or inside[name]
-    kernel = next((kernel for kernel in computing if kernel.kind in _MAIN), computing[0])
+    kernel = max(computing, key=lambda kernel: (kernel.kind in _MAIN, kernel.precision in _WORDS))
     precision = _WORDS.get(kernel.precision, planned) if _in_floats(node) else planned
     own = [one for one in computing if one.layers[0] == name]
     times = [one.ms for one in own if one.ms is not None]
