@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -87,6 +87,12 @@ class Parity:
     """The answer to "does the engine lose less than the budget?", with one-sided 95 % bounds of the drop.
 
     `drop`, `low`, `high` and `budget` are in the metric's own unit, positive where the engine is worse; `threshold` is the
+    def elsewhere(self, why: str) -> Built:
+        """What this tells of another target than the machine that built it: no times, and `why` as a note; all of it where that is ""."""
+        if not why:
+            return self
+        return replace(self, realised=tuple(replace(layer, ms=None) for layer in self.realised), notes=(*self.notes, why))
+
     parent's metric less the budget, which the engine must keep. Scores are None where there is nothing to measure.
     """
 

@@ -72,7 +72,8 @@ def _several(prepared: Prepared, folder: Path, scratch: Path, track: Track) -> R
     results: dict[str, Report | Failure] = {}
     errors: list[OptimizeError] = []
     for name in prepared.request.targets:
-        own, work = folder / name, scratch / name
+        word = name.replace(":", "-")  # a colon ends a path for many tools
+        own, work = folder / word, scratch / word
         try:
             target = target_from_name(name)
             own.mkdir()

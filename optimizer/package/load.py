@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from numpy.typing import NDArray
 
+from kernels.cpus import lacking
 from kernels.targets import target_from_name
 from optimizer.backends import backend
 from optimizer.engine import LIBRARY, Arrays, Engine
@@ -81,8 +82,8 @@ def load(folder: Path, trust: bool = False) -> LoadedEngine:
         )
     why_not = unloadable(passport)
     if why_not is not None:
-        raise UnavailableError(f"{folder.name} can't be loaded here: {why_not}.", f"Load it on a machine with {passport.target}.")
-    return LoadedEngine(passport, backend(passport.backend).load(folder, passport.knobs))
+        raise UnavailableError(f"{folder.name} can't be loaded here: {why_not}.", _remedy(passport))
+    return LoadedEngine(passport, open_engine(passport.backend, folder, passport.knobs))
 
 
 def unloadable(passport: Passport) -> str | None:
@@ -92,9 +93,18 @@ def unloadable(passport: Passport) -> str | None:
     target = target_from_name(passport.target)
     module = backend(passport.backend)
     reason: str | None = module.missing(target)
-    if reason is None and not module.capability(target).runs_here:
-        reason = f"this machine has no {passport.target}"
-    return reason
+    if reason is not None:
+        return reason
+    if target.kind == "cpu":
+        return lacking(passport.features, passport.precision)
+    return None if module.capability(target).runs_here else f"this machine has no {passport.target}"
+
+
+def _remedy(passport: Passport) -> str:
+    """What to do about an engine that can't be loaded here."""
+    if passport.features and lacking(passport.features, passport.precision):
+        return f"Load it on a CPU with {' '.join(passport.features)}, or build it for this one: --target cpu."
+    return f"Load it on a machine with {passport.target}."
 
 
 def _names(inputs: tuple[TensorSpec, ...]) -> str:
