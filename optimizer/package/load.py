@@ -10,15 +10,17 @@ from numpy.typing import NDArray
 
 from kernels.cpus import lacking
 from kernels.targets import target_from_name
-from optimizer.backends import backend
+from optimizer.backends import backend, open_engine
 from optimizer.engine import LIBRARY, Arrays, Engine
-from optimizer.errors import InputError, UnavailableError
+from optimizer.errors import InputError, UnavailableError, VerificationError
 from optimizer.model import TensorSpec
 from optimizer.package.passport import Passport, verify
 
+_MOST_STREAMS = 1024
+
 
 class LoadedEngine:
-    """An engine ready to run; also a context that closes it."""
+    """An engine ready to run, from one thread or from many, as many calls at once as it has streams; also a context that closes it."""
 
     def __init__(self, passport: Passport, engine: Engine) -> None:
         self.passport = passport
@@ -75,6 +77,9 @@ def load(folder: Path, trust: bool = False) -> LoadedEngine:
         UnavailableError: the engine is for hardware or software that is not here, or the folder holds a handover alone.
     """
     passport = verify(folder)
+    streams = passport.knobs.get("streams", 1)
+    if isinstance(streams, bool) or not isinstance(streams, int) or not 0 < streams <= _MOST_STREAMS:
+        raise VerificationError(f"The passport of {folder.name} asks for {streams!r} streams.", "Build it again.")
     if LIBRARY in passport.files and not trust:
         raise InputError(
             f"{folder.name} brings {LIBRARY}, a library of operators: native code, which runs as soon as it is loaded.",
@@ -87,7 +92,10 @@ def load(folder: Path, trust: bool = False) -> LoadedEngine:
 
 
 def unloadable(passport: Passport) -> str | None:
-    """Why an engine can't be loaded on this machine, None where nothing speaks against it."""
+    """Why an engine can't be loaded on this machine, None where nothing speaks against it.
+
+    One that was built for another CPU may be loaded where that changes no numbers.
+    """
     if passport.engine is None:
         return f"it holds a handover for {passport.target} and no engine of ours"
     target = target_from_name(passport.target)

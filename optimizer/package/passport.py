@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from kernels.load import Load
 from optimizer.engine import Verdict
 from optimizer.errors import InputError, VerificationError
 from optimizer.model import Source, TensorSpec
@@ -52,9 +53,9 @@ class Passport:
     calibration: str | None = None
     random_calibration: bool = False
     notes: tuple[str, ...] = ()
-    files: Mapping[str, str] = field(default_factory=dict)
     loads: tuple[Load, ...] = ()
     features: tuple[str, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
     schema: str = SCHEMA
 
 
