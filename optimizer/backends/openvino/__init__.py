@@ -68,18 +68,21 @@ def missing(target: Target) -> str | None:
 def build(graph: ir.Model, target: Target, knobs: Knobs, folder: Path, track: Track = silent) -> Built:
     """Write OpenVINO's IR, `engine.xml` and `engine.bin`, and read back what its CPU plugin makes of each layer.
 
-    `Built.memory` holds bytes: `file` on disk, `weights` as the plugin holds them.
+    All of it in a child process, since there are graphs that end the process which reads them. `Built.memory` holds bytes: `file` on
+    disk, `weights` as the plugin holds them, `activations` at their peak: of the plugin's own graph where its sizes are known
+    before a run, else as a run on the usual sizes took them.
 
     Raises:
-        UnavailableError: OpenVINO can't read or compile the graph.
+        UnavailableError: OpenVINO can't read or compile the graph, or crashed on it.
     """
     from optimizer.backends.openvino.convert import written
-    from optimizer.backends.openvino.realised import read_back
+    from optimizer.backends.openvino.memory import memory
+    from optimizer.backends.openvino.realised import notes, realised
 
     track("writing the engine", 0, 2)
-    owners = written(graph, folder)
+    seen = written(graph, folder, knobs)
     track("reading back what was realised", 1, 2)
-    built = read_back(graph, owners, folder, knobs)
+    built = Built(realised(graph, seen.kernels), memory(seen, folder), notes=notes(seen))
     track("reading back what was realised", 2, 2)
     return built.elsewhere(elsewhere(target))
 

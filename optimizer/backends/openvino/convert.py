@@ -10,16 +10,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
+import numpy as np
 import onnx_ir as ir
 
 from optimizer.backends.openvino.session import FILE, settings
 from optimizer.errors import InputError, UnavailableError
-from optimizer.graph import LARGE, save, weights_bytes
+from optimizer.graph import LARGE, clone, constant, save, weights_bytes
 from optimizer.model import FOR_LAYER, PLANNED, SHAPES, is_layer
 from optimizer.plan import Knobs
 from optimizer.process import isolated, run_worker
 
 _WORKER = Path(__file__).with_name("worker.py")
+_Q_DQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _ANOTHER = "Choose another backend."
 
 
@@ -62,9 +64,23 @@ def written(graph: ir.Model, folder: Path, knobs: Knobs) -> Seen:
         raise UnavailableError(f"OpenVINO's CPU engines can't hold text, and {text!r} is text.", _ANOTHER)
     with TemporaryDirectory(dir=folder, prefix=".openvino-") as scratch:
         file = Path(scratch).resolve() / "typed.onnx"
-        save(graph, file, beside="typed.weights" if weights_bytes(graph) > LARGE else None)
+        save(_without_unit_scales(graph), file, beside="typed.weights" if weights_bytes(graph) > LARGE else None)
         event = _of_child({"model": str(file), "engine": str((folder / FILE).resolve()), **_request(graph, knobs)}, Path(scratch))
     return Seen(_attributed([_kernel(told) for told in event["kernels"]]), event["peak"], event["failure"])
+
+
+def _without_unit_scales(graph: ir.Model) -> ir.Model:
+    """The graph with each scale of exactly 1, as raw pixels have it, one rounding step larger, where there is one.
+
+    OpenVINO leaves out a multiplication by 1, then does not know the rest for a DequantizeLinear, and runs what reads it in FP32.
+    """
+    copy = clone(graph)
+    for value in copy.graph.initializers.values():
+        scales = [use.node.op_type in _Q_DQ and use.idx == 1 for use in value.uses()]
+        if scales and all(scales) and (numbers := constant(value)) is not None and np.any(numbers == 1):
+            larger = np.nextafter(np.float32(1), np.float32(2))
+            value.const_value = ir.tensor(np.where(numbers == 1, larger, numbers).astype(numbers.dtype), name=value.name)
+    return copy
 
 
 def _text(graph: ir.Model) -> str | None:
@@ -115,7 +131,7 @@ def _kernel(told: Mapping[str, Any]) -> Kernel:
         kind=told["kind"],
         primitive=told["primitive"],
         precision=told["precision"],
-        ms=told["us"] / 1000 if told["us"] is not None else None,
+        ms=told["ms"],
         bytes=told["bytes"],
         reads=tuple(told["reads"]),
     )

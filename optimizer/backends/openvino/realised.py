@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import onnx_ir as ir
@@ -10,7 +10,7 @@ import onnx_ir as ir
 from optimizer.backends.openvino.convert import Kernel, Seen
 from optimizer.backends.openvino.memory import weights_of
 from optimizer.engine import Realised
-from optimizer.graph import constant_nodes, readers
+from optimizer.graph import constant_nodes
 from optimizer.model import PLANNED, is_layer
 from optimizer.work import multiplications
 
@@ -20,16 +20,15 @@ _MAIN = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul", "
 
 _WORTH_TELLING = 0.05
 
-Inside = Mapping[str, Sequence[Kernel]]
-"""The kernels that compute a layer, or a part of it, by layer."""
-
 
 def realised(graph: ir.Model, kernels: Sequence[Kernel]) -> tuple[Realised, ...]:
     """One entry a layer of the typed graph, in its order. What a kernel takes stands with the first layer that it computes."""
     work, before = multiplications(graph), constant_nodes(graph.graph)
     layers = [node for node in graph.graph if is_layer(node)]
-    inside: Inside = {node.name or "": [kernel for kernel in kernels if node.name in kernel.layers] for node in layers}
-    entries = [_computed(node, inside, kernels) if inside[node.name or ""] else _gone(node, inside, node in before) for node in layers]
+    inside = {node.name or "": [kernel for kernel in kernels if node.name in kernel.layers] for node in layers}
+    entries = [
+        _computed(node, inside[node.name or ""], kernels) if inside[node.name or ""] else _gone(node, node in before) for node in layers
+    ]
     return tuple(replace(entry, multiplications=work.get(entry.layer)) for entry in entries)
 
 
@@ -44,10 +43,10 @@ def notes(seen: Seen) -> tuple[str, ...]:
     return (f"Changing the form of numbers between layers (layout, precision) takes {between:.3f} of {total:.3f} ms.",)
 
 
-def _computed(node: ir.Node, inside: Inside, kernels: Sequence[Kernel]) -> Realised:
+def _computed(node: ir.Node, inside: Sequence[Kernel], kernels: Sequence[Kernel]) -> Realised:
     name, planned = node.name or "", node.metadata_props.get(PLANNED, "fp32")
-    computing = [kernel for kernel in inside[name] if kernel.kind not in _MOVES] or inside[name]
-    kernel = max(computing, key=lambda kernel: (kernel.kind in _MAIN, kernel.precision in _WORDS))
+    computing = [kernel for kernel in inside if kernel.kind not in _MOVES] or inside
+    kernel = max(computing, key=lambda one: (one.layers[0] == name, one.kind in _MAIN, one.precision in _WORDS))
     precision = _WORDS.get(kernel.precision, planned) if _in_floats(node) else planned
     own = [one for one in computing if one.layers[0] == name]
     times = [one.ms for one in own if one.ms is not None]
@@ -71,22 +70,10 @@ def _in_floats(node: ir.Node) -> bool:
     return not values or any(value.dtype.is_floating_point() for value in values if value.dtype is not None)
 
 
-def _gone(node: ir.Node, inside: Inside, constant: bool) -> Realised:
+def _gone(node: ir.Node, constant: bool) -> Realised:
     """A layer that no kernel names: computed before the run, or merged by a rule of OpenVINO's that forgets what it merged."""
-    reason = "it depends on no input, so OpenVINO computed it before the run"
-    if not constant:
-        after = _following(node, inside)
-        reason = f"OpenVINO merged it into what {after} runs as" if after else "nothing is left of it: OpenVINO found its numbers elsewhere"
+    reason = "it depends on no input, so OpenVINO computed it before the run" if constant else "OpenVINO merged it with its neighbours"
     return Realised(node.name or "", node.op_type, node.metadata_props.get(PLANNED, "fp32"), "folded", reason=reason)
-
-
-def _following(node: ir.Node, inside: Inside) -> str:
-    """The nearest layer behind that is still there, where all ways lead to one; else ""."""
-    while len(after := {reader for value in node.outputs for reader in readers(value)}) == 1:
-        node = after.pop()
-        if inside.get(node.name or ""):
-            return node.name or ""
-    return ""
 
 
 def _why(node: ir.Node, planned: str, found: str, kernel: Kernel) -> str:
