@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 
-from kernels.gpus import ALIASES, GPUS
+from kernels import cpus, gpus
 from kernels.target import Target, this_cpu
 from optimizer.errors import UnavailableError
 
@@ -16,8 +16,9 @@ _SECONDS = 20
 
 
 def target_from_name(name: str) -> Target:
-    """The target that a word names: `cpu`, a GPU of the table (`l4`, `rtx-4090`, `sm_89` ...), or `auto`: the GPU of this
-    machine where there is one, else its CPU. Case, spaces and underscores don't matter.
+    """The target that a word names: `cpu` (this one), another CPU by its extensions or generation (`cpu:avx2`, `cpu:zen4` ...), a
+    GPU of the table (`l4`, `rtx-4090`, `sm_89` ...), or `auto`: the GPU of this machine where there is one, else its CPU. Case,
+    spaces and underscores don't matter.
 
     Raises:
         UnavailableError: no target is called so; the nearest names are in the remedy.
@@ -27,7 +28,7 @@ def target_from_name(name: str) -> Target:
         return _this_gpu() or this_cpu()
     if word == "cpu":
         return this_cpu()
-    found = _gpu(word)
+    found = _cpu(word) or _gpu(word)
     if found is None:
         raise UnavailableError(f"There is no target called {name!r}.", _nearest(word))
     return found
@@ -37,17 +38,26 @@ def _plain(name: str) -> str:
     return re.sub(r"[\s_-]+", "-", name.strip().lower())
 
 
+def _cpu(word: str) -> Target | None:
+    """The CPU that a word names, as it stands in the table or through an alias."""
+    row = cpus.CPUS.get(cpus.ALIASES.get(word, word))
+    return cpus.named(row) if row is not None else None
+
+
 def _gpu(word: str) -> Target | None:
     """The row of the table that a word names, as it stands or through an alias."""
-    rows = {_plain(name): target for name, target in GPUS.items()}
-    aliases = {_plain(alias): GPUS[name] for alias, name in ALIASES.items()}
+    rows = {_plain(name): target for name, target in gpus.GPUS.items()}
+    aliases = {_plain(alias): gpus.GPUS[name] for alias, name in gpus.ALIASES.items()}
     return rows.get(word) or aliases.get(word)
 
 
 def _nearest(word: str) -> str:
-    meant = {_plain(alias): name for alias, name in ALIASES.items()} | {_plain(name): name for name in ("cpu", "auto", *GPUS)}
+    names = ("cpu", "auto", *cpus.CPUS, *gpus.GPUS)
+    known = {_plain(alias): name for alias, name in gpus.ALIASES.items()} | {alias: alias for alias in cpus.ALIASES}
+    known |= {_plain(name): name for name in names}
+    meant = {told.removeprefix(cpus.PREFIX): name for told, name in known.items()} | known
     close = dict.fromkeys(meant[found] for found in difflib.get_close_matches(word, meant, n=4, cutoff=0.5))
-    return f"Did you mean {' or '.join(close)}?" if close else f"Choose one of cpu, auto, {', '.join(GPUS)}."
+    return f"Did you mean {' or '.join(close)}?" if close else f"Choose one of {', '.join(names)}."
 
 
 def _this_gpu() -> Target | None:

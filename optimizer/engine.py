@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.load import Load
 from kernels.timing import Timing
 from optimizer.errors import InputError
 from optimizer.model import TensorSpec
@@ -48,7 +49,9 @@ class Realised:
     """What became of one layer: read back from the built engine and set beside the plan.
 
     `realised` is a precision, or "folded" where the layer no longer exists in the engine; `reason` says why it differs
-    from `planned`, `ms` is the time it took in the engine's own profile, where that can be had.
+    from `planned`, `ms` is the time it took in the engine's own profile, where that can be had.  `weights` and `activations` are
+    the bytes that its kernel reads of the one and writes of the other, None where it runs inside another layer's kernel or nobody
+    tells; `multiplications` how often it multiplies by a weight in a run, None where it holds no weights.
     """
 
     layer: str
@@ -58,6 +61,9 @@ class Realised:
     kernel: str = ""
     ms: float | None = None
     reason: str = ""
+    weights: int | None = None
+    activations: int | None = None
+    multiplications: int | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,12 @@ class Built:
     launches: tuple[Launch, ...] = ()
     notes: tuple[str, ...] = ()
     """What the build lost or changed, in the user's words: goes into the report."""
+
+    def elsewhere(self, why: str) -> Built:
+        """What this tells of another target than the machine that built it: no times, and `why` as a note; all of it where that is ""."""
+        if not why:
+            return self
+        return replace(self, realised=tuple(replace(layer, ms=None) for layer in self.realised), notes=(*self.notes, why))
 
 
 @dataclass(frozen=True)
@@ -137,9 +149,11 @@ class Rung:
 class Candidate:
     """A plan that was tried: what it built to, how fast it was, how far from the parent, and what became of it.
 
-    `name` is short and unique in a search ("int8", "int8 without 3 layers"); `distance` is 1 - cosine of the outputs to the
-    parent's, the worst over the screening samples; `outcome` is "shipped", "passed", "refused", "slower", "not finalist"
-    or "not built".
+    `name` is short and unique in a search ("int8", "int8 without 3 layers"); `distance` is the relative error of the worst output on
+    the screening samples; `agreement` is the share of decisions that stayed the same there, `flip_rate` the share that is predicted to
+    change, with one-sided 95 % bounds `flip_low` and `flip_high` (None where the outputs decide nothing); `seconds` is what finding,
+    building and screening it took, `gain` how many times as fast it is as the fastest of those that were tried before it; `loads` are
+    load tests of it; `outcome` is "shipped", "passed", "refused", "slower", "not finalist" or "not built".
     """
 
     name: str
@@ -149,9 +163,31 @@ class Candidate:
     timing: Timing | None = None
     distance: float | None = None
     agreement: float | None = None
+    flip_rate: float | None = None
+    flip_low: float | None = None
+    flip_high: float | None = None
+    seconds: float | None = None
+    gain: float | None = None
     parity: Parity | None = None
+    loads: tuple[Load, ...] = ()
     outcome: str = "tried"
     reason: str = ""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A candidate on the Pareto front of latency against loss: nothing that was tried is both faster and nearer to the parent.
+
+    `loss` is predicted from calibration samples: the share of decisions that change where `decides`, else what the outputs' cosine
+    to the parent's loses; `milliseconds` and `speedup` are measured.
+    """
+
+    name: str
+    backend: str
+    milliseconds: float
+    speedup: float
+    loss: float
+    decides: bool
 
 
 class SourceRun(Protocol):

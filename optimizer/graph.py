@@ -44,6 +44,23 @@ def constant(value: ir.Value | None) -> NDArray[Any] | None:
     return None if tensor is None else tensor.numpy()
 
 
+def constant_nodes(graph: ir.Graph) -> set[ir.Node]:
+    """Nodes that depend on no input of the graph, so that they can be computed before any run."""
+    found: set[ir.Node] = set()
+    for node in graph:
+        if all(_known(value, found) for value in node.inputs) and not _has_subgraph(node):
+            found.add(node)
+    return found
+
+
+def _known(value: ir.Value | None, constants: set[ir.Node]) -> bool:
+    return value is None or value.const_value is not None or value.is_initializer() or value.producer() in constants
+
+
+def _has_subgraph(node: ir.Node) -> bool:
+    return any(attribute.type in {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS} for attribute in node.attributes.values())
+
+
 def names(graph: ir.Graph) -> set[str]:
     """Every value and node name of the main graph and its subgraphs."""
     found = {value.name or "" for value in (*graph.inputs, *graph.initializers.values())}

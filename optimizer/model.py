@@ -27,6 +27,12 @@ SAME_NUMBERS = "optimize.same_numbers"
 """Metadata key of a value that a rewrite put in: the tensor of the original graph whose numbers it holds in another arrangement, all
 or some of them, zeros added or not, so that what was seen of that one bounds this one."""
 
+BY_NAME = "optimize.half_by_name"
+"""Metadata key of a typed graph that stays in float32: its engine reads off PLANNED which layers run in FP16 or BF16."""
+
+SATURATES = "optimize.saturates"
+"""Metadata key of a typed graph for a CPU whose kernels add pairs of uint8 x int8 products in 16 bits."""
+
 CUSTOM_OPS = "optimize.custom_ops"
 """Metadata key of a graph with operators that ONNX Runtime lacks: the path of the library that brings them, never saved with it."""
 

@@ -17,7 +17,7 @@ from optimizer.process import check_house
 from optimizer.progress import Track, silent
 from optimizer.provenance import to_json
 from optimizer.report.report import Failure, Report, Reports, portable, reports_from, worst
-from optimizer.request import Request
+from optimizer.request import Request, folder_of
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def _several(prepared: Prepared, folders: Folders, track: Track) -> Reports:
     results: dict[str, Report | Failure] = {}
     errors: list[OptimizeError] = []
     for done, name in enumerate(prepared.request.targets):
-        own = folders.of(name)
+        own = folders.of(folder_of(name))
         try:
             target = target_from_name(name)
             own.whole.mkdir()

@@ -25,7 +25,8 @@ class Capability:
     that stays in float32; `base` is the precision of what is not INT8;
     `attention_head_sizes` and `attention_length` bound what runs as one fused INT8 attention (empty and None: no bound);
     `integer_operators` says that QLinear operators can be read; where not, they are written as Q/DQ around the float ones.
-    `weight_limit` is the largest magnitude of an INT8 weight: 63 where pairs of uint8 x int8 products saturate in 16 bits.
+    `saturates` says that kernels add pairs of uint8 x int8 products in 16 bits; `weight_limit` is the largest magnitude of an INT8
+    weight: 63 keeps such pairs from saturating.
     `refusals` maps a precision, or `precision:operator`, to the reason why it can't be had, in the user's words; a depthwise
     convolution is also known as the operator `DepthwiseConv`.
     """
@@ -46,6 +47,7 @@ class Capability:
     attention_head_sizes: frozenset[int] = frozenset()
     attention_length: int | None = None
     integer_operators: bool = True
+    saturates: bool = False
     weight_limit: int = 127
     refusals: Mapping[str, str] = field(default_factory=dict)
 

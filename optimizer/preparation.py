@@ -34,7 +34,7 @@ from optimizer.reference import Reference
 from optimizer.report.headline import required
 from optimizer.report.history import judged_before
 from optimizer.report.report import portable
-from optimizer.request import Request
+from optimizer.request import Request, folder_of
 from optimizer.sequence import Recorded, refuse_wrong_states, states_of
 from optimizer.suspicion import suspected
 
@@ -206,7 +206,7 @@ def _calibrated(
 
 def _tables(request: Request) -> tuple[Path, ...]:
     """The tables that earlier builds into OUT have left, of one target or of each."""
-    return (request.output / TABLE, *(request.output / name / TABLE for name in request.targets))
+    return (request.output / TABLE, *(request.output / folder_of(name) / TABLE for name in request.targets))
 
 
 def _table_from_before(key: Mapping[str, str], files: Sequence[Path], notes: list[str]) -> Table | None:

@@ -15,7 +15,8 @@ from onnx.reference import ReferenceEvaluator
 from optimizer.engine import Arrays
 from optimizer.errors import InputError
 from optimizer.graph import HEAVY, clone, free, held, infer_shapes, names, unique, weights_bytes
-from optimizer.model import CUSTOM_OPS, TensorSpec, spec
+from optimizer.model import BY_NAME, CUSTOM_OPS, PLANNED, SATURATES, TensorSpec, spec
+from optimizer.saturation import saturate
 
 UNSEEN = (
     "the order in which the target's kernels add up",
@@ -24,7 +25,8 @@ UNSEEN = (
 )
 """What `simulated` cannot see of a run on the target."""
 
-_HALF = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+_HALVES: Mapping[str, ir.DataType] = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+_HALF = frozenset(_HALVES.values())
 _FLOATS = frozenset({ir.DataType.FLOAT, *_HALF})
 _SHARED = frozenset({*_FLOATS, ir.DataType.INT8, ir.DataType.UINT8})
 """Types of weights that are handed over by address; ONNX Runtime wants shapes, axes and indices inside the protobuf."""
@@ -225,18 +227,23 @@ def simulated(typed: ir.Model, written: Collection[str] | None = None) -> ir.Mod
 
     ONNX Runtime's CPU computes half-precision graphs in float32 between operators, so that running `typed` itself hides
     overflow and rounding; here a value over 65,504 becomes inf.  `written` names the tensors that launches write, where the
-    built engine tells them; by default every half-precision tensor counts.  Q/DQ stay: with zero point 0 and float32 scales
-    they simulate exactly.  UNSEEN lists what this cannot show.
+    built engine tells them; by default every half-precision tensor counts, and where the engine reads off the layers' names
+    which run in half (BY_NAME) all that these read and write.  Q/DQ stay: they simulate exactly, for a CPU that SATURATES less
+    what its kernels lose.  UNSEEN lists what this cannot show.
     """
     model = clone(typed)
     if any(value.dtype is None for node in model.graph.all_nodes() for value in node.outputs):
         infer_shapes(model)
+    if SATURATES in model.metadata_props:
+        saturate(model)
     taken = names(model.graph)
+    by_name = _by_name(model)
+    _round_inputs(model.graph, by_name, taken)
     halves = [
-        (node, value, value.dtype)
+        (node, value, half)
         for node in model.graph.all_nodes()
         for value in node.outputs
-        if value.name and value.dtype in _HALF and (written is None or value.name in written)
+        if value.name and (half := _half_of(value, by_name)) is not None and (written is None or value.name in written)
     ]
     callers = [value for value in model.graph.inputs if value.dtype in _HALF]
     _retype(model, _HALF, ir.DataType.FLOAT, keep=callers)
@@ -256,6 +263,37 @@ def simulated(typed: ir.Model, written: Collection[str] | None = None) -> ir.Mod
         up.replace_input_with(0, value)
         model.graph.insert_before(model.graph[0], up)
     return model
+
+
+def _by_name(model: ir.Model) -> dict[ir.Node, ir.DataType]:
+    """The layers that run in half precision though the graph stays in float32, with their type."""
+    if BY_NAME not in model.metadata_props:
+        return {}
+    planned = ((node, _HALVES.get(node.metadata_props.get(PLANNED, ""))) for node in model.graph)
+    return {node: half for node, half in planned if half is not None}
+
+
+def _half_of(value: ir.Value, by_name: Mapping[ir.Node, ir.DataType]) -> ir.DataType | None:
+    """The half-precision type in which a value is written, None where it is none."""
+    if value.dtype in _HALF:
+        return value.dtype
+    producer = value.producer()
+    return by_name.get(producer) if producer is not None and value.dtype == ir.DataType.FLOAT else None
+
+
+def _round_inputs(graph: ir.Graph, by_name: Mapping[ir.Node, ir.DataType], taken: set[str]) -> None:
+    """Rounds what a layer in half precision reads of inputs, constants and layers in float, for that layer alone."""
+    rounded: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+    for node, half in by_name.items():
+        for place, value in enumerate(node.inputs):
+            if value is None or value.dtype != ir.DataType.FLOAT or value.producer() in by_name:
+                continue
+            if (value, half) not in rounded:
+                down = _cast_node(value, half, f"{value.name}/half", taken)
+                up = _cast_node(down.outputs[0], ir.DataType.FLOAT, f"{value.name}/read", taken)
+                graph.insert_before(node, [down, up])
+                rounded[value, half] = up.outputs[0]
+            node.replace_input_with(place, rounded[value, half])
 
 
 def widened(model: ir.Model) -> ir.Model:

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from optimizer.errors import InputError
+from optimizer.latency import MaxLatency, latency_from_words
 from optimizer.plan import Shape
 from optimizer.preprocessing import InputPreprocessing, Preprocessing
 
 Wanted = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 Task = Literal["classification", "regression", "embedding"]
+Objective = Literal["latency", "throughput", "size"]
 
 _PATHS = ("calibration", "evaluation", "factory", "metric", "tokenizer", "plan", "source_python", "custom_ops")
 """Words that name files: in optimize.toml they count from its folder, on the command line from where it is called."""
@@ -37,6 +39,9 @@ class Request:
     max_drop: str = "1%"
     min_metric: float | None = None
     min_speedup: float | None = None
+    min_int8_coverage: float | None = None
+    max_latency: MaxLatency | None = None
+    objective: Objective = "latency"
     shapes: Mapping[str, Shape] = field(default_factory=dict)
     factory: str | None = None
     factory_args: Mapping[str, str] = field(default_factory=dict)
@@ -58,11 +63,17 @@ class Request:
     """Where the user's own code and relative paths are looked up."""
 
 
+def folder_of(target: str) -> str:
+    """The name of the folder of one of several targets: a colon ends a path for many tools."""
+    return target.replace(":", "-")
+
+
 _CODE = ("factory", "metric", "tokenizer", "calibration", "evaluation")
 _PROGRAMS = ("source_python", "custom_ops")
 _CHOICES = {
     "precision": get_args(Wanted),
     "task": get_args(Task),
+    "objective": get_args(Objective),
     "on_inconclusive": ("fail", "pass"),
 }
 _WORDS = {known.name for known in fields(Request)} - {"preprocessing", "folder", "model", "output"} | {"tokenizer"}
@@ -118,6 +129,8 @@ def _refuse_what_nothing_could_honour(merged: Mapping[str, Any]) -> None:
             raise InputError(
                 f"{option} is about held-out data, and there is none.", f"Give samples with --evaluation, or leave {option} out."
             )
+    if merged.get("min_int8_coverage") is not None and (precision := merged.get("precision", "auto")) not in {"auto", "int8"}:
+        raise InputError(f"A share of INT8 and an engine in {precision} were both asked for.", "Choose one.")
     if merged.get("plan") is not None and merged.get("precision", "auto") != "auto":
         raise InputError("A plan and a precision were both asked for, and a plan says the precision of every layer.", "Choose one.")
 
@@ -139,6 +152,13 @@ def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
         raise InputError(f"{name.replace('_', '-')} must be a number above 0, not {value!r}.", "Leave it out, or give one.")
     return float(value)
+
+
+def _share(name: str, value: Any) -> float:
+    share = _number(name, value)
+    if share > 1:
+        raise InputError(f"{name.replace('_', '-')} is a share, so {value!r} is too much.", "Give a number up to 1: 0.9 is 90 %.")
+    return share
 
 
 def _whole(name: str, value: Any) -> int:
@@ -191,6 +211,10 @@ def _seconds(name: str, value: Any) -> float:
     return number * unit
 
 
+def _latency(name: str, value: Any) -> MaxLatency:
+    return value if isinstance(value, MaxLatency) else latency_from_words(_text(name, value))
+
+
 def _shapes(name: str, value: Any) -> dict[str, Shape]:
     return {key: one if isinstance(one, Shape) else shape_from_words(str(one)) for key, one in _shape_words(name, value)}
 
@@ -225,6 +249,8 @@ _READ: Mapping[str, Callable[[str, Any], Any]] = {
     "backends": _several,
     "min_metric": _number,
     "min_speedup": _number,
+    "min_int8_coverage": _share,
+    "max_latency": _latency,
     "threads": _whole,
     "seed": _whole,
     "time_budget": _seconds,

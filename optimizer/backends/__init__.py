@@ -16,9 +16,10 @@ import onnx_ir as ir
 
 from kernels.target import Target
 from optimizer.engine import Built, Engine
-from optimizer.errors import UnavailableError
+from optimizer.errors import OptimizeError, UnavailableError
 from optimizer.plan import Capability, Knobs
 from optimizer.progress import Track, silent
+from optimizer.streams import Streams
 
 NAMES: tuple[str, ...] = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
 """Every backend, whether it can be used here or not."""
@@ -65,6 +66,23 @@ def backend(name: str) -> Backend:
             f"The backend {name!r} needs the package {error.name!r}, which is not installed.",
             f"Install {error.name!r} beside optimize; README names the extra that brings it.",
         ) from None
+
+
+def open_engine(name: str, folder: Path, knobs: Knobs) -> Streams:
+    """The engine that a backend wrote into `folder`, as often as its knob `streams` says, each copy with its own `threads`.
+
+    Raises:
+        UnavailableError: the backend can't load it.
+    """
+    load, engines = backend(name).load, list[Engine]()
+    try:
+        for _ in range(int(knobs.get("streams", 1))):
+            engines.append(load(folder, knobs))
+    except OptimizeError:
+        for engine in engines:
+            engine.close()
+        raise
+    return Streams(engines)
 
 
 def missing(name: str, target: Target) -> str | None:

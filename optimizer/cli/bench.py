@@ -16,6 +16,9 @@ from optimizer.cli import _options, _progress, _show
 @_options.shapes
 @_options.trust
 @click.option("--threads", type=int, metavar="N", help="Threads for models; an engine keeps those that it was built with.")
+@click.option(
+    "--concurrency", type=click.IntRange(min=1), metavar="N", help="Load test, too: N clients that ask again as soon as they are answered."
+)
 @_options.seed
 @_options.as_json
 @_options.ci
@@ -26,11 +29,13 @@ def command(
     shapes: tuple[str, ...],
     trust: bool,
     threads: int | None,
+    concurrency: int | None,
     seed: int | None,
     as_json: bool,
     ci: bool,
 ) -> int:
     """Time ENGINES (folders, or ONNX models as they are) against the first of them, in interleaved pairs."""
+    from kernels.load import load_in_words
     from optimizer.verbs.bench import bench
 
     with _show.standard_output(), _progress.shown(plain=ci) as track:
@@ -41,6 +46,7 @@ def command(
             shapes=_options.shapes_from_words(shapes),
             trust=trust,
             threads=threads,
+            concurrency=concurrency,
             seed=seed or 0,
             track=track,
         )
@@ -54,12 +60,15 @@ def command(
                 f"{one.milliseconds:.3g}",
                 f"{one.p90:.3g}",
                 f"{one.p99:.3g}",
+                "-" if one.cold_milliseconds is None else f"{one.cold_milliseconds:.3g}",
                 f"{one.ratio:.2f}x [{one.low:.2f}, {one.high:.2f}]",
                 one.runs,
             )
             for name, one in timings.items()
         ]
-        _show.table(["engine", "p50 ms", "p90 ms", "p99 ms", f"speed of {found.baseline}", "runs"], rows, f"On {found.inputs}")
+        _show.table(["engine", "p50 ms", "p90 ms", "p99 ms", "cold ms", f"speed of {found.baseline}", "runs"], rows, f"On {found.inputs}")
+        for name, load in found.loads.items():
+            _show.line(f"{name}: {load_in_words(load)}")
     fastest = min(timings, key=lambda name: timings[name].milliseconds)
     best = timings[fastest]
     return _show.ending(

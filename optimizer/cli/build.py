@@ -24,9 +24,26 @@ from optimizer.cli import _options, _progress, _show
 @click.option("--metric", metavar="NAME|FILE.py:FUNCTION", help="top1, top5, auc, f1, mae, rmse, cosine, agreement ... or yours.")
 @click.option("--max-drop", metavar="1%|0.5pp", help="What may be lost: of the parent's metric (%), or in points (pp). Default 1%.")
 @click.option("--min-metric", type=float, metavar="X", help="What the engine's own lower bound must reach.")
+@click.option(
+    "--min-int8-coverage",
+    type=float,
+    metavar="X",
+    help="FAIL where less than this share (0.9) runs in INT8, as read back from the engine: of all multiplications by weights in a run.",
+)
 @click.option("--min-speedup", type=float, metavar="X", help="FAIL where the engine is not that much faster.")
 @click.option("--time-budget", metavar="10m", help="How long the build may take, about (s, m, h): the best plan found by then ships.")
 @click.option("--resume", is_flag=True, help="Go on where a killed build into OUT had got to.")
+@click.option(
+    "--max-latency",
+    metavar="2ms@p99",
+    help="FAIL where requests take longer (us, ms, s; at p50, p90, p99). One client asks again as soon as it is answered;"
+    " 2ms@p99x4: four do so at once; 2ms@p99@200/s: so many requests arrive a second, at random.",
+)
+@click.option(
+    "--objective",
+    type=click.Choice(["latency", "throughput", "size"]),
+    help="What decides: the time of one run (default); samples a second, with streams, threads and batch tuned; or bytes of memory.",
+)
 @_options.importing
 @click.option("--plan", type=click.Path(path_type=Path), metavar="plan.json", help="Repeat the decisions of an earlier build.")
 @click.option("--config", type=click.Path(path_type=Path), metavar="optimize.toml", help="Options and preprocessing from a file.")

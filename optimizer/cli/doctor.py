@@ -26,7 +26,9 @@ def command(as_json: bool) -> int:
         missing: dict[tuple[str, str], list[str]] = {}
         for one in found.served:
             if one.missing is None:
-                works.setdefault((one.backend, "builds and runs" if one.runs_here else "builds, does not run here"), []).append(one.target)
+                works.setdefault((one.backend, "builds and runs" if one.runs_here else "builds; timed only on the target"), []).append(
+                    one.target
+                )
             elif one.target not in served:
                 missing.setdefault((one.backend, one.missing), []).append(one.target)
         _show.table(["backend", "here", "targets"], [(*what, ", ".join(names)) for what, names in works.items()], "What works here")

@@ -53,6 +53,29 @@ class Rule(ABC):
         """The operator of the node that the pattern ends in; onnxscript has no public way to ask."""
         return self.compiled._target_pattern.output_node.op_type
 
+    def found(self, model: ir.Model, node: ir.Node) -> Sequence[ir.Node]:
+        """The nodes that would go where the rule applies at `node`, the last of the pattern; none where it does not."""
+        match = self.compiled.match(model, model.graph, node) if node.op_type == self.root and not node.domain else None
+        return match.nodes if match else ()
+
+    def apply_at(self, model: ir.Model, node: ir.Node, taken: set[str]) -> Fusion | None:
+        """Rewrite what ends in `node`, in place, or leave it; changes `taken`, the names in use."""
+        found = self.compiled.try_rewrite(model, model.graph, node)
+        if found is None:
+            return None
+        matched = [node] if len(found.match.nodes) == 1 else [each for each in model.graph if each in found.match.nodes]
+        layers = tuple(each.name or "" for each in matched)
+        for value in found.new_initializers:
+            value.name = unique(value.name or self.name, taken)
+            model.graph.register_initializer(value)
+        taken.difference_update(layers)
+        result = _name(found.new_nodes, matched, taken)
+        _name_outputs(found.new_nodes, found.match.outputs[0], found.new_outputs[0], taken)
+        found.match.outputs[0].replace_all_uses_with(found.new_outputs[0], replace_graph_outputs=True)
+        model.graph.insert_after(node, found.new_nodes)
+        model.graph.remove(matched, safe=True)
+        return Fusion(self.name, layers, result)
+
 
 def either(operator: Any, a: Any, b: Any) -> Any:
     """A pattern of a commutative operator with two computed operands in either order; can't be the pattern's output.
@@ -78,20 +101,8 @@ def apply(rules: Iterable[Rule], model: ir.Model, taken: set[str]) -> list[Fusio
     fusions = []
     for node in model.graph:
         for rule in by_root.get(node.op_type, ()):
-            found = rule.compiled.try_rewrite(model, model.graph, node)
-            if found is not None:
-                matched = [node] if len(found.match.nodes) == 1 else [each for each in model.graph if each in found.match.nodes]
-                layers = tuple(each.name or "" for each in matched)
-                for value in found.new_initializers:
-                    value.name = unique(value.name or rule.name, taken)
-                    model.graph.register_initializer(value)
-                taken.difference_update(layers)
-                result = _name(found.new_nodes, matched, taken)
-                _name_outputs(found.new_nodes, found.match.outputs[0], found.new_outputs[0], taken)
-                found.match.outputs[0].replace_all_uses_with(found.new_outputs[0], replace_graph_outputs=True)
-                model.graph.insert_after(node, found.new_nodes)
-                model.graph.remove(matched, safe=True)
-                fusions.append(Fusion(rule.name, layers, result))
+            if (fusion := rule.apply_at(model, node, taken)) is not None:
+                fusions.append(fusion)
                 break
     return fusions
 
@@ -100,6 +111,7 @@ def _name_outputs(nodes: Sequence[ir.Node], old: ir.Value, new: ir.Value, taken:
     """`new` takes over the name of `old`, unless it was there before and no caller knows `old`; the rest get fresh names."""
     if new.producer() in nodes:
         new.name, new.type, new.shape = old.name, old.type, old.shape
+        new.metadata_props.update(old.metadata_props)
     elif old.is_graph_output():
         new.name = old.name
     for node in nodes:
@@ -111,22 +123,33 @@ def _name(nodes: Sequence[ir.Node], matched: Sequence[ir.Node], taken: set[str])
     """Names and metadata of new nodes.
 
     One node alone stands for all that went in.  Of several, each continues the first node of its operator that went in; of
-    the others the first stands for the rest, and what is left over carries numbers for that layer.
+    the others the first stands for the rest, and what is left over carries numbers for that layer, or where there is no rest
+    for the first that continues one.
     """
     if not nodes:
         return ""
     rest = list(matched)
     fresh = list(nodes) if len(nodes) == 1 else [node for node in nodes if not _continues(node, rest, taken)]
+    if not rest and len(fresh) < len(nodes):
+        layer = next(node.name or "" for node in nodes if node not in fresh)
+        for node in fresh:
+            _carry(node, layer, taken)
+        return layer
     if fresh:
         layers = [node for node in rest if is_layer(node)] or rest or list(matched)
         fresh[0].name = unique(joined(node.name or "" for node in layers), taken)
         for node in reversed(layers):
             fresh[0].metadata_props.update(node.metadata_props)
         for node in fresh[1:]:
-            node.name = unique(f"{fresh[0].name}.{node.op_type}", taken)
-            node.metadata_props[FOR_LAYER] = fresh[0].name
+            _carry(node, fresh[0].name, taken)
         return fresh[0].name
     return nodes[0].name or ""
+
+
+def _carry(node: ir.Node, layer: str, taken: set[str]) -> None:
+    """Name a node that carries numbers for a layer."""
+    node.name = unique(f"{layer}.{node.op_type}", taken)
+    node.metadata_props[FOR_LAYER] = layer
 
 
 def _continues(node: ir.Node, rest: list[ir.Node], taken: set[str]) -> bool:

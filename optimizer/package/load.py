@@ -8,16 +8,19 @@ from typing import Any, Self
 
 from numpy.typing import NDArray
 
+from kernels.cpus import lacking
 from kernels.targets import target_from_name
-from optimizer.backends import backend
+from optimizer.backends import backend, open_engine
 from optimizer.engine import LIBRARY, Arrays, Engine
-from optimizer.errors import InputError, UnavailableError
+from optimizer.errors import InputError, UnavailableError, VerificationError
 from optimizer.model import TensorSpec
 from optimizer.package.passport import Passport, verify
 
+_MOST_STREAMS = 1024
+
 
 class LoadedEngine:
-    """An engine ready to run; also a context that closes it."""
+    """An engine ready to run, from one thread or from many, as many calls at once as it has streams; also a context that closes it."""
 
     def __init__(self, passport: Passport, engine: Engine) -> None:
         self.passport = passport
@@ -74,6 +77,9 @@ def load(folder: Path, trust: bool = False) -> LoadedEngine:
         UnavailableError: the engine is for hardware or software that is not here, or the folder holds a handover alone.
     """
     passport = verify(folder)
+    streams = passport.knobs.get("streams", 1)
+    if isinstance(streams, bool) or not isinstance(streams, int) or not 0 < streams <= _MOST_STREAMS:
+        raise VerificationError(f"The passport of {folder.name} asks for {streams!r} streams.", "Build it again.")
     if LIBRARY in passport.files and not trust:
         raise InputError(
             f"{folder.name} brings {LIBRARY}, a library of operators: native code, which runs as soon as it is loaded.",
@@ -81,20 +87,32 @@ def load(folder: Path, trust: bool = False) -> LoadedEngine:
         )
     why_not = unloadable(passport)
     if why_not is not None:
-        raise UnavailableError(f"{folder.name} can't be loaded here: {why_not}.", f"Load it on a machine with {passport.target}.")
-    return LoadedEngine(passport, backend(passport.backend).load(folder, passport.knobs))
+        raise UnavailableError(f"{folder.name} can't be loaded here: {why_not}.", _remedy(passport))
+    return LoadedEngine(passport, open_engine(passport.backend, folder, passport.knobs))
 
 
 def unloadable(passport: Passport) -> str | None:
-    """Why an engine can't be loaded on this machine, None where nothing speaks against it."""
+    """Why an engine can't be loaded on this machine, None where nothing speaks against it.
+
+    One that was built for another CPU may be loaded where that changes no numbers.
+    """
     if passport.engine is None:
         return f"it holds a handover for {passport.target} and no engine of ours"
     target = target_from_name(passport.target)
     module = backend(passport.backend)
     reason: str | None = module.missing(target)
-    if reason is None and not module.capability(target).runs_here:
-        reason = f"this machine has no {passport.target}"
-    return reason
+    if reason is not None:
+        return reason
+    if target.kind == "cpu":
+        return lacking(passport.features, passport.precision)
+    return None if module.capability(target).runs_here else f"this machine has no {passport.target}"
+
+
+def _remedy(passport: Passport) -> str:
+    """What to do about an engine that can't be loaded here."""
+    if passport.features and lacking(passport.features, passport.precision):
+        return f"Load it on a CPU with {' '.join(passport.features)}, or build it for this one: --target cpu."
+    return f"Load it on a machine with {passport.target}."
 
 
 def _names(inputs: tuple[TensorSpec, ...]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from kernels.load import Load
 from optimizer.engine import Verdict
 from optimizer.errors import InputError, VerificationError
 from optimizer.model import Source, TensorSpec
@@ -27,8 +28,10 @@ class Passport:
     """What an engine is, for which target, from what, with which verdict.
 
     `engine` is the engine's file (None for a target that gets the handover alone), `timed_on` and `gated_on` name the
-    machine or "simulation", None where it was not done.  `plan` is the SHA-256 of plan.json, `calibration` the one of the
-    data, with `random_calibration` where numbers were made up.  `files` maps each file to its SHA-256.
+    machine or "simulation", None where it was not done.  `knobs` hold the streams that a loaded engine runs in, the threads of each
+    and, where throughput was asked for, the batch that was best; `loads` are the load tests that the engine was put to.  `plan` is the
+    SHA-256 of plan.json, `calibration` the one of the data, with `random_calibration` where numbers were made up.  `features` are those
+    of the target that decide which kernels run there.  `files` maps each file to its SHA-256.
     """
 
     name: str
@@ -50,6 +53,8 @@ class Passport:
     calibration: str | None = None
     random_calibration: bool = False
     notes: tuple[str, ...] = ()
+    loads: tuple[Load, ...] = ()
+    features: tuple[str, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
     schema: str = SCHEMA
 

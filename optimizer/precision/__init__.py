@@ -7,7 +7,7 @@ import onnx_ir.passes.common as passes
 
 from optimizer.errors import UnavailableError
 from optimizer.graph import clone, infer_shapes
-from optimizer.model import PLANNED, Model, is_layer
+from optimizer.model import BY_NAME, PLANNED, SATURATES, Model, is_layer
 from optimizer.plan import Capability, Plan
 from optimizer.precision.dynamic import quantize_dynamically
 from optimizer.precision.half import halve, raise_opset
@@ -49,6 +49,9 @@ def typed(model: Model, plan: Plan, capability: Capability) -> ir.Model:
         _know_types(graph)
         halve(graph, base, exact)
     passes.RemoveUnusedNodesPass()(graph)
+    for key, holds in ((BY_NAME, capability.half_by_name), (SATURATES, capability.saturates)):
+        if holds:
+            graph.metadata_props[key] = "true"
     return graph
 
 

@@ -16,6 +16,7 @@ from optimizer.graph import constant, readers
 from optimizer.model import is_layer
 from optimizer.plan import Capability, Plan
 from optimizer.precision import weights
+from optimizer.precision.rounded import marked
 from optimizer.precision.writer import Writer
 
 DOMAIN = "com.microsoft"
@@ -56,7 +57,7 @@ def integer_product(writer: Writer, node: ir.Node, read: ir.Value, step: ir.Valu
     assert value is not None
     assert known is not None
     matrix = known.T if node.op_type == "Gemm" and node.attributes.get_int("transB") else known
-    integers, scales = weights.per_channel(np.ascontiguousarray(matrix, np.float32), 1, method, limit)
+    integers, scales = weights.per_channel(np.ascontiguousarray(matrix, np.float32), 1, method, limit, grid=marked(value))
     inputs: list[ir.Value | None] = [
         read,
         writer.constant(f"{value.name}/integers", integers),

@@ -13,6 +13,7 @@ from optimizer.plan import Capability, Plan
 from optimizer.precision import weights
 from optimizer.precision.dynamic import integer_product
 from optimizer.precision.placement import CARRIERS, HALF, WEIGHTED
+from optimizer.precision.rounded import marked
 from optimizer.precision.settle import base_of
 from optimizer.precision.spots import Spots, common_range
 from optimizer.precision.writer import Writer
@@ -108,7 +109,7 @@ def _weight(writer: Writer, node: ir.Node, plan: Plan, capability: Capability) -
     elif capability.scalar_weight_scale:
         base = base_of(plan, capability)
         integers, scale, ratios = weights.with_ratios(
-            array, axis, method, capability.weight_limit, HALF[base].numpy() if base in HALF else np.float32
+            array, axis, method, capability.weight_limit, HALF[base].numpy() if base in HALF else np.float32, marked(value)
         )
         _read_integers(writer, node, 1, integers, scale)
         _ratio_behind(writer, node, ratios)
@@ -116,7 +117,7 @@ def _weight(writer: Writer, node: ir.Node, plan: Plan, capability: Capability) -
         bias = None if capability.float_bias else _bias(node, array.shape[axis])
         activation = np.float32(constant(_dequantizer(node).inputs[1]))
         smallest = weights.smallest_scale(bias, activation) if bias is not None else None
-        integers, scales = weights.per_channel(array, axis, method, capability.weight_limit, smallest)
+        integers, scales = weights.per_channel(array, axis, method, capability.weight_limit, smallest, marked(value))
         _read_integers(writer, node, 1, integers, scales, axis)
         if bias is not None:
             step = (scales * activation).astype(np.float32)

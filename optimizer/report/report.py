@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from kernels.load import Load
 from kernels.target import Target
 from optimizer.engine import Candidate, Parity, Realised, Rung, Verdict
 from optimizer.graph import quantized
@@ -21,6 +22,7 @@ from optimizer.model import Fusion, Model, Source
 from optimizer.plan import Knobs
 from optimizer.preprocessing import Preprocessing
 from optimizer.provenance import from_json
+from optimizer.report.coverage import Coverage, coverage
 from optimizer.report.headline import headline_from
 
 SCHEMA = "optimize.report/1"
@@ -32,7 +34,11 @@ WORST_FIRST = (1, 2, 6, 5, 3, 4, 0)
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One of the user's layers: the precision that was planned, what the built engine has, and why they differ or why it was planned."""
+    """One of the user's layers: the precision that was planned, what the built engine has, and why they differ or why it was planned.
+
+    `weights` and `activations` are the bytes that its kernel reads of the one and writes of the other; what begins with `parent_` is
+    the same layer's in the unquantized engine.  None where a layer has no kernel of its own, or nobody tells.
+    """
 
     name: str
     op: str
@@ -41,6 +47,11 @@ class LayerReport:
     reason: str = ""
     ms: float | None = None
     kernel: str = ""
+    weights: int | None = None
+    activations: int | None = None
+    parent_ms: float | None = None
+    parent_weights: int | None = None
+    parent_activations: int | None = None
 
     @property
     def differs(self) -> bool:
@@ -50,19 +61,24 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class PrecisionReport:
-    """`requested` is the user's word, `realised` the lowest precision that a layer of the engine has; `counts` layers by it."""
+    """`requested` is the user's word, `realised` the lowest precision that a layer of the engine has; `counts` layers by it.
+
+    `int8` is how far INT8 went, None where no engine was built that tells.
+    """
 
     requested: str
     realised: str
     layers: tuple[LayerReport, ...]
     counts: Mapping[str, int] = field(default_factory=dict)
+    int8: Coverage | None = None
 
 
 @dataclass(frozen=True)
 class Speed:
     """Milliseconds a run, `speedup` over the unquantized sibling with its 95 % interval; all None where not timed.
 
-    `cold_ms` is a run whose data had been swept out of the caches, the others follow a run of the same engine.
+    `cold_ms` is a run whose data had been swept out of the caches, the others follow a run of the same engine.  `loads` are what the
+    engine did under load: at its best throughput, where that was the objective, and at the load that a latency was demanded at.
     """
 
     baseline_ms: float | None = None
@@ -77,6 +93,7 @@ class Speed:
     cold_ms: float | None = None
     runs: int | None = None
     stopped: str | None = None
+    loads: tuple[Load, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -161,7 +178,10 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything about one engine for one target: what report.json holds."""
+    """Everything about one engine for one target: what report.json holds.
+
+    `memory` is the engine's by kind, in bytes, `parent_memory` the unquantized engine's.
+    """
 
     verdict: Verdict
     headline: str
@@ -177,6 +197,7 @@ class Report:
     provenance: Provenance
     calibration: tuple[TensorReport, ...] = ()
     notes: tuple[str, ...] = ()
+    parent_memory: Mapping[str, int] = field(default_factory=dict)
     schema: str = SCHEMA
 
 
@@ -240,6 +261,8 @@ def report_from(
     speed = _speed(subject, baseline)
     built = subject.built
     realised = built.realised if built is not None else ()
+    parent = (baseline or candidates[0]).built if candidates else None  # the unquantized one is the first to be tried
+    parents = {layer.layer: layer for layer in parent.realised} if parent is not None else {}
     told = dict.fromkeys((*notes, *parity.notes, *(built.notes if built is not None else ())))
     return Report(
         verdict=parity.verdict,
@@ -250,8 +273,9 @@ def report_from(
         precision=PrecisionReport(
             requested=requested,
             realised=lowest(layer.realised for layer in realised) if realised else lowest([subject.plan.base]),
-            layers=tuple(_layer(layer, subject.plan.reasons.get(layer.layer, ""), folders) for layer in realised),
+            layers=tuple(_layer(layer, parents.get(layer.layer), subject.plan.reasons.get(layer.layer, ""), folders) for layer in realised),
             counts=dict(Counter(layer.realised for layer in realised)),
+            int8=_coverage(realised, subject.plan.reasons, folders),
         ),
         speed=speed,
         memory=dict(built.memory) if built is not None else {},
@@ -261,6 +285,7 @@ def report_from(
         provenance=provenance,
         calibration=tuple(calibration),
         notes=tuple(portable(note, folders) for note in told),
+        parent_memory=dict(parent.memory) if parent is not None else {},
     )
 
 
@@ -303,7 +328,7 @@ def reports_from(ended: Mapping[str, Report | Failure]) -> Reports:
 def _speed(subject: Candidate, baseline: Candidate | None) -> Speed:
     timing = subject.timing
     if timing is None:
-        return Speed()
+        return Speed(loads=subject.loads)
     return Speed(
         baseline_ms=baseline.timing.milliseconds if baseline is not None and baseline.timing is not None else None,
         engine_ms=timing.milliseconds,
@@ -317,11 +342,19 @@ def _speed(subject: Candidate, baseline: Candidate | None) -> Speed:
         cold_ms=timing.cold_milliseconds,
         runs=timing.runs,
         stopped=timing.stopped,
+        loads=subject.loads,
     )
 
 
-def _layer(layer: Realised, planned: str, folders: Sequence[Path]) -> LayerReport:
-    """What became of a layer; where that is as planned, the reason is the plan's."""
+def _coverage(realised: Sequence[Realised], reasons: Mapping[str, str], folders: Sequence[Path]) -> Coverage | None:
+    found = coverage(realised, reasons)
+    if found is None:
+        return None
+    return replace(found, missing=tuple(replace(one, reason=portable(one.reason, folders)) for one in found.missing))
+
+
+def _layer(layer: Realised, parent: Realised | None, planned: str, folders: Sequence[Path]) -> LayerReport:
+    """What became of a layer, and of it in the unquantized engine; where that is as planned, the reason is the plan's."""
     return LayerReport(
         name=layer.layer,
         op=layer.operator,
@@ -330,6 +363,11 @@ def _layer(layer: Realised, planned: str, folders: Sequence[Path]) -> LayerRepor
         reason=portable(layer.reason or planned, folders),
         ms=layer.ms,
         kernel=layer.kernel,
+        weights=layer.weights,
+        activations=layer.activations,
+        parent_ms=parent.ms if parent is not None else None,
+        parent_weights=parent.weights if parent is not None else None,
+        parent_activations=parent.activations if parent is not None else None,
     )
 
 

@@ -6,9 +6,10 @@ import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from kernels.load import Load, fewest, load_test
 from kernels.target import this_cpu
 from kernels.timing import Timing, race
 from optimizer import importers
@@ -28,11 +29,12 @@ _FEEDS = 16
 
 @dataclass(frozen=True)
 class Bench:
-    """Timings by name, each against the first one; `inputs` says what they ran on."""
+    """Timings by name, each against the first one; `inputs` says what they ran on; `loads` are load tests, where they were asked for."""
 
     timings: Mapping[str, Timing]
     baseline: str
     inputs: str
+    loads: Mapping[str, Load] = field(default_factory=dict)
 
 
 def bench(
@@ -43,6 +45,7 @@ def bench(
     shapes: Mapping[str, Shape] | None = None,
     trust: bool = False,
     threads: int | None = None,
+    concurrency: int | None = None,
     seed: int = 0,
     track: Track = silent,
 ) -> Bench:
@@ -50,7 +53,8 @@ def bench(
 
     They run on seeded random numbers by the first one's inputs (free dimensions 1, or the usual size of `shapes`), or on the
     first samples of `evaluation`, prepared as that engine's passport says. `threads` counts for models; an engine keeps its own.
-    `trust` lets engines run libraries of custom operators that they bring.
+    `trust` lets engines run libraries of custom operators that they bring. With a `concurrency` each is put to a load test, too, of so
+    many clients that ask again as soon as they are answered, for `seconds` altogether.
 
     Raises:
         InputError: nothing to time, a model that can't be read, or inputs that do not fit all of them.
@@ -66,7 +70,17 @@ def bench(
             _fits(name, engine, feeds[0])
         runs = {name: _run(engine, feeds) for name, engine in engines.items()}
         timings = race(runs, names[0], seconds=seconds, timed_on=cpu.device, track=track, seed=seed)
-    return Bench(timings, names[0], told)
+        loads = {} if concurrency is None else _loads(runs, concurrency, seconds / len(runs), cpu.device, track)
+    return Bench(timings, names[0], told, loads)
+
+
+def _loads(runs: Mapping[str, Callable[[], object]], concurrency: int, seconds: float, device: str, track: Track) -> dict[str, Load]:
+    """A load test of each, one after the other, long enough to bound a p99."""
+    loads = {}
+    for number, (name, run) in enumerate(runs.items()):
+        track("load test", number, len(runs))
+        loads[name] = load_test(run, requests=fewest("p99"), seconds=seconds, concurrency=concurrency, timed_on=device)
+    return loads
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

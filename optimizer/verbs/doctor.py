@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from kernels.cpus import CPUS, named
 from kernels.gpus import GPUS
 from kernels.target import Target, this_cpu
 from optimizer.backends import NAMES, backend, missing
@@ -17,7 +18,7 @@ PACKAGES = ("optimize", "numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime",
 
 @dataclass(frozen=True)
 class Served:
-    """A backend and a target: `missing` is why it can't build there, with the way out; `runs_here` whether it can be timed."""
+    """A backend and a target: `missing` is why it can't build for it, with the way out; `runs_here` whether it can be timed here."""
 
     target: str
     device: str
@@ -42,7 +43,7 @@ def doctor() -> Diagnosis:
     return Diagnosis(
         cpu=cpu,
         versions=versions(*PACKAGES),
-        served=tuple(_served(target, name) for target in (cpu, *GPUS.values()) for name in NAMES),
+        served=tuple(_served(target, name) for target in (cpu, *map(named, CPUS.values()), *GPUS.values()) for name in NAMES),
         problems=_problems(),
     )
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from kernels.cpus import runs_here
 from kernels.target import Target, this_cpu
 from kernels.targets import target_from_name
 from kernels.timing import Timing, race
@@ -84,7 +85,7 @@ def qualify(
     can't vouch for: trust, source_python, custom_ops. Nothing is written on an error.
 
     Raises:
-        UnavailableError: no GPU of the target or no driver is here, or the engine can't be loaded.
+        UnavailableError: no GPU of the target or no driver is here, this CPU is another than the target, or the engine can't be loaded.
         VerificationError: the folder is not what its passport says.
         InputError: model, data or engine do not belong to this folder.
     """
@@ -187,6 +188,11 @@ def _fixed(inputs: tuple[TensorSpec, ...]) -> dict[str, Shape]:
 
 def _device(target: Target) -> str:
     """What this runs on, by its maker's name."""
+    if target.kind == "cpu" and not runs_here(target):
+        raise UnavailableError(
+            f"Nothing can be qualified for {target.name} here: this CPU has {' '.join(this_cpu().features)}, and picks other kernels.",
+            f"Run it on a CPU with exactly {' '.join(target.features) or 'SSE4'}; optimize bench tells how fast the engine is here.",
+        )
     if target.kind == "cpu":
         return this_cpu().device
     found = gpus()

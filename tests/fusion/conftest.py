@@ -17,8 +17,9 @@ from onnxscript.rewriter import MatchingTracer, MatchStatus
 
 from optimizer.fusion import Rule, fuse
 from optimizer.fusion.folding import constants_right
+from optimizer.fusion.rewrites import offers, rewritten
 from optimizer.graph import clone, infer_shapes, sha256
-from optimizer.model import Model, Source
+from optimizer.model import SAME_NUMBERS, Model, Source
 
 
 class Erf(OpRun):
@@ -159,3 +160,49 @@ def reasons() -> Callable[[Model, Rule], set[str]]:
         return found
 
     return reasons
+
+
+@pytest.fixture(scope="session")
+def rewrite(same: Callable[[Model, Model], None]) -> Callable[[Model, str], Model]:
+    """Applies a rule by its name at the first layer where it is offered, and proves what came out; the model itself where it is not.
+
+    Held in float64: the outputs, and that a value marked `SAME_NUMBERS` holds no number but the named tensor's, and zeros.
+    """
+
+    def rewrite(model: Model, rule: str) -> Model:
+        before = fuse(model, ())
+        found = [offer for offer in offers(before) if offer.rule == rule]
+        if not found:
+            return before
+        after = rewritten(before, found[:1])
+        names = [node.name for node in after.graph.graph]
+        assert all(names)
+        assert len(set(names)) == len(names)
+        assert after.fusions[0].rule == rule
+        same(before, after)
+        _same_numbers(before, after)
+        return after
+
+    return rewrite
+
+
+def _same_numbers(before: Model, after: Model) -> None:
+    marked = [value for node in after.graph.graph for value in node.outputs if SAME_NUMBERS in value.metadata_props]
+    feeds = random_feeds(before.graph)
+    originals = _values(before, [value.metadata_props[SAME_NUMBERS] for value in marked], feeds)
+    for value, original in zip(_values(after, [value.name or "" for value in marked], feeds), originals, strict=True):
+        allowed = np.sort(np.append(original.reshape(-1), 0.0))
+        place = np.clip(np.searchsorted(allowed, value.reshape(-1)), 1, len(allowed) - 1)
+        nearest = np.minimum(abs(allowed[place] - value.reshape(-1)), abs(allowed[place - 1] - value.reshape(-1)))
+        assert (nearest < 1e-9).all()
+
+
+def _values(model: Model, names: list[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    """Tensors of a model by name, inputs too."""
+    graph = clone(model.graph)
+    values = [value for node in graph.graph for value in node.outputs]
+    inner = {value.metadata_props.get(SAME_NUMBERS): value for value in values} | {value.name: value for value in values}
+    wanted = [name for name in dict.fromkeys(names) if name not in feeds]
+    graph.graph.outputs[:] = [inner[name] for name in wanted]
+    found = dict(zip(wanted, run(graph, feeds), strict=True)) | dict(feeds)
+    return [np.asarray(found[name]) for name in names]

@@ -1,4 +1,4 @@
-"""Rewrites that the planner may choose keep the function, in float64, over all strides, pads and kernels."""
+"""Rewrites that the planner may choose: what is offered, what is written, and what a plan that does not fit is told."""
 
 from __future__ import annotations
 
@@ -7,61 +7,105 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from optimizer.fusion import fuse, step
-from optimizer.fusion.rewrites import REWRITES, blocks, strides
-from optimizer.fusion.rule import Rule
-from optimizer.model import Model
+from optimizer.errors import InputError
+from optimizer.fusion import fuse
+from optimizer.fusion.rewrites import REWRITES, offers, rewritten
+from optimizer.graph import sha256
+from optimizer.model import SAME_NUMBERS, Model, is_layer
+from optimizer.plan import Rewrite
 
 R = np.random.default_rng(5)
+BLOCKS = "blocks of 4 x 4 into channels"
+STRIDES = "strides into channels"
 
 
-@st.composite
-def convolutions(draw: st.DrawFn, axes: int) -> tuple[str, str, dict[str, Any]]:
-    """Input, body and constants of a convolution with few channels."""
-    inputs, outputs = draw(st.integers(1, 4)), draw(st.integers(1, 9))
-    kernel = [draw(st.integers(1, 7)) for _ in range(axes)]
-    stride = draw(st.integers(1, 4))
-    pads = [draw(st.integers(0, 3)) for _ in range(2 * axes)]
-    sizes = [draw(st.integers(max(1, extent - pads[axis]), 17)) for axis, extent in enumerate(kernel)]
-    constants: dict[str, Any] = {"w": R.normal(size=(outputs, inputs, *kernel))}
-    if draw(st.booleans()):
-        constants["b"] = R.normal(size=outputs)
-    body = f"y = Conv<strides={[stride] * axes}, pads={pads}>(x, w{', b' if 'b' in constants else ''})"
-    return f"double[{','.join(map(str, (2, inputs, *sizes)))}] x", body, constants
+@pytest.fixture
+def two_convolutions(build: Callable[..., Model]) -> Model:
+    """A small convolution of stride 2 over one channel, then a dear one with one output channel."""
+    body = (
+        "[small] a = Conv<pads=[1,1,1,1],strides=[2,2]>(x, w) [act] b = Relu(a) [dear] c = Conv<pads=[2,2,2,2]>(b, v) [last] y = Sigmoid(c)"
+    )
+    return fuse(build("double[1,1,32,32] x", "double y", body, w=R.normal(size=(20, 1, 3, 3)), v=R.normal(size=(1, 20, 5, 5))), ())
 
 
-def rewritten(model: Model, *rules: Rule) -> Model:
-    return fuse(model, [step("tested", "", rules)])
+def test_the_dearest_layer_is_offered_first(two_convolutions: Model) -> None:
+    found = offers(two_convolutions)
+    assert found[0] == Rewrite(BLOCKS, "dear")
+    assert Rewrite(STRIDES, "small") in found
+    assert [each.layer for each in found] == sorted((each.layer for each in found), key=["dear", "small"].index)
 
 
-@pytest.mark.parametrize("rule", REWRITES, ids=lambda rule: rule.name)
-@pytest.mark.parametrize("axes", [1, 2])
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-@given(data=st.data())
-def test_a_rewritten_convolution_computes_the_same(
-    rule: Rule, axes: int, data: st.DataObject, build: Any, same: Callable[..., None]
-) -> None:
-    inputs, body, constants = data.draw(convolutions(axes))
-    model = build(inputs, "double y", body, **constants)
-    same(model, rewritten(model, rule))
+def test_an_offer_can_be_appended_to_the_rewrites_before_it(two_convolutions: Model, same: Callable[[Model, Model], None]) -> None:
+    chosen: tuple[Rewrite, ...] = ()
+    for _ in range(3):
+        chosen += offers(rewritten(two_convolutions, chosen))[:1]
+    at_once = rewritten(two_convolutions, chosen)
+    one_by_one = two_convolutions
+    for each in chosen:
+        one_by_one = rewritten(one_by_one, [each])
+    assert sha256(at_once.graph) == sha256(one_by_one.graph)
+    assert {each.rule for each in chosen} <= {fusion.rule for fusion in at_once.fusions}
+    same(two_convolutions, at_once)
 
 
-def test_a_convolution_with_few_outputs_computes_blocks_of_pixels(build: Any, operators: Any) -> None:
-    model = build("double[1,8,16,16] x", "double y", "[out] y = Conv<pads=[1,1,1,1]>(x, w)", w=R.normal(size=(2, 8, 3, 3)))
-    after = rewritten(model, blocks.BlockIntoChannels(2, 2))
-    assert operators(after) == ["Conv", "DepthToSpace"]
-    assert next(iter(after.graph.graph)).name == "out"
-    assert operators(rewritten(model, blocks.BlockIntoChannels(1, 4))) == ["Conv", "Reshape", "Transpose", "Reshape"]
+def test_the_model_given_stays_as_it_is(two_convolutions: Model) -> None:
+    before = sha256(two_convolutions.graph)
+    rewritten(two_convolutions, offers(two_convolutions)[:1])
+    assert sha256(two_convolutions.graph) == before
+    assert not two_convolutions.fusions
 
 
-def test_a_filter_over_one_channel_reads_a_stride_at_once(build: Any, operators: Any) -> None:
-    model = build("double[1,1,640] x", "double y", "[stft] y = Conv<strides=[128]>(x, w)", w=R.normal(size=(6, 1, 256)))
-    assert operators(rewritten(model, strides.StrideIntoChannels())) == ["Reshape", "Transpose", "Conv"]
+def test_layers_keep_the_users_names_and_what_is_added_belongs_to_them(two_convolutions: Model) -> None:
+    after = rewritten(two_convolutions, [Rewrite(BLOCKS, "dear")])
+    assert [layer.name for layer in after.layers] == ["small", "act", "dear", "last"]
+    assert [node.op_type for node in after.graph.graph if not is_layer(node)] == ["DepthToSpace"]
 
 
-def test_what_fills_the_vector_registers_stays(build: Any, operators: Any) -> None:
-    model = build("double[1,8,16,16] x", "double y", "y = Conv<strides=[2,2]>(x, w)", w=R.normal(size=(16, 8, 2, 2)))
-    assert operators(rewritten(model, *REWRITES)) == ["Conv"]
+def test_what_follows_reads_the_folded_layout(two_convolutions: Model, operators: Callable[[Model], list[str]]) -> None:
+    after = rewritten(two_convolutions, [Rewrite(BLOCKS, "dear")])
+    assert operators(after) == ["Conv", "Relu", "Conv", "Sigmoid", "DepthToSpace"]
+
+
+def test_tensors_in_another_arrangement_tell_whose_numbers_they_hold(two_convolutions: Model) -> None:
+    after = rewritten(two_convolutions, [Rewrite(BLOCKS, "dear"), Rewrite(STRIDES, "small")])
+    told = {node.op_type: node.outputs[0].metadata_props.get(SAME_NUMBERS) for node in after.graph.graph if node.outputs[0].name != "y"}
+    assert told == {"Pad": "x", "SpaceToDepth": "x", "Conv": "c", "Relu": None, "Sigmoid": "y"}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "told"),
+    [
+        (Rewrite("turn into gold", "dear"), "turn into gold"),
+        (Rewrite(BLOCKS, "deer"), "deer"),
+        (Rewrite(BLOCKS, "small"), "does not apply"),
+        (Rewrite(BLOCKS, "act"), "does not apply"),
+        (Rewrite("siblings into one layer", "dear"), "does not apply"),
+    ],
+)
+def test_a_plan_that_does_not_fit_is_refused_by_rule_and_layer(two_convolutions: Model, chosen: Rewrite, told: str) -> None:
+    with pytest.raises(InputError, match=told) as error:
+        rewritten(two_convolutions, [chosen])
+    assert chosen.rule in str(error.value)
+
+
+def test_a_rewrite_is_not_done_twice(two_convolutions: Model) -> None:
+    chosen = Rewrite(BLOCKS, "dear")
+    with pytest.raises(InputError, match="does not apply"):
+        rewritten(two_convolutions, [chosen, chosen])
+
+
+def test_rules_have_names_of_their_own() -> None:
+    names = [rule.name for rule in REWRITES]
+    assert len(set(names)) == len(names)
+
+
+def test_a_graph_without_sizes_or_layers_is_offered_nothing(build: Callable[..., Model]) -> None:
+    free = build("double[n,1,h,w] x", "double y", "y = Conv<strides=[2,2]>(x, k)", k=R.normal(size=(2, 1, 3, 3)))
+    assert offers(fuse(free, ())) == ()
+    assert offers(fuse(build("double[2] x", "double y", "y = Identity(x)"), ())) == ()
+
+
+def test_a_weight_that_the_caller_may_replace_stays(build: Callable[..., Model]) -> None:
+    model: Any = build("double[1,1,32,32] x, double[1,1,5,5] w", "double y", "y = Conv(x, w)")
+    assert offers(fuse(model, ())) == ()

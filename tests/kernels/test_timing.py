@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kernels.rank import averages_outside, centre
-from kernels.timing import LEAST, LOOKS, Timing, race
+from kernels.timing import LEAST, LOOKS, QUICK_LOOKS, Gain, Timing, quick, race
 
 
 class Clock:
@@ -209,3 +209,42 @@ def test_a_contender_is_made_ready_before_each_of_its_visits() -> None:
     clock = Clock()
     timings = race({"a": run("a"), "b": run("b")}, "a", seconds=1, timed_on="", clock=clock, sweep=lambda: None, ready=ready)
     assert set(timings) == {"a", "b"}
+
+
+def test_a_run_that_does_many_things_is_timed_by_the_thing() -> None:
+    clock = Clock()
+    runs = {"one by one": contender(clock, 0.010, 0, outliers=0), "in tens": contender(clock, 0.050, 1, outliers=0)}
+    timings = race(runs, "one by one", seconds=20, timed_on="", clock=clock, sweep=lambda: None, work={"in tens": 10})
+    assert timings["in tens"].milliseconds == pytest.approx(5, rel=0.05)
+    assert timings["in tens"].ratio == pytest.approx(2, rel=0.05)
+
+
+def asked(seed: int, old: float, new: float, budget: float = 20.0, **noise: float) -> Gain:
+    clock = Clock()
+    first, second = contender(clock, old, 2 * seed, **noise), contender(clock, new, 2 * seed + 1, **noise)
+    return quick(first, second, seconds=budget, clock=clock, seed=seed)
+
+
+def test_a_clear_gain_and_a_clear_loss_are_seen_at_the_first_look() -> None:
+    for seed in range(20):
+        gain, loss = asked(seed, 0.0010, 0.0008, drift=0.05), asked(seed, 0.0010, 0.0012, drift=0.05)
+        assert (gain.faster, gain.rounds) == (True, QUICK_LOOKS[0])
+        assert (loss.faster, loss.rounds) == (False, QUICK_LOOKS[0])
+        assert gain.low <= 1.25 <= gain.high
+
+
+def test_of_twins_the_new_one_is_seldom_called_faster() -> None:
+    found = [asked(seed, 0.010, 0.0100 / 1.01, noise=0.03).faster for seed in range(150)]
+    assert found.count(True) <= 0.05 * 150 + 2 * math.sqrt(0.05 * 0.95 * 150)
+
+
+def test_a_gain_under_one_percent_is_none() -> None:
+    assert [asked(seed, 0.0100, 0.00998, noise=0.01).faster for seed in range(10)] == [False] * 10
+
+
+def test_what_noise_hides_stays_open_until_the_time_or_the_looks_end() -> None:
+    late = asked(0, 0.010, 0.0099, budget=1e6, noise=0.5)
+    assert (late.faster, late.rounds) == (None, QUICK_LOOKS[-1])
+    soon = asked(0, 0.010, 0.0099, budget=0.01, noise=0.5)
+    assert (soon.faster, soon.rounds) == (None, QUICK_LOOKS[0])
+    assert 0 < soon.low < soon.high < math.inf

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from kernels.cpus import elsewhere, runs_here, saturates
 from kernels.target import Target, this_cpu
 from optimizer.backends.onnxruntime.operators import APPENDED, COMPUTES_INT8, DYNAMIC, MOVES_INT8, REFUSALS
 from optimizer.backends.onnxruntime.profile import profiled
@@ -30,17 +31,18 @@ def capability(target: Target) -> Capability:
         fused_operators=APPENDED,
         base="fp32",
         opset=20,
-        runs_here=_is_this_machine(target),
+        runs_here=runs_here(target),
         quantize_outputs=True,
-        # Without VNNI the kernels add pairs of uint8 x int8 products in 16 bits, which saturate beyond weights of 63.
-        weight_limit=127 if any("vnni" in feature or "amx_int8" in feature for feature in target.features) else 63,
+        saturates=saturates(target.features),
+        weight_limit=63 if saturates(target.features) else 127,
         refusals=REFUSALS,
     )
 
 
 def knobs(target: Target) -> Mapping[str, tuple[int | float | str | bool, ...]]:
-    """Threads: all cores first, then half of them, down to one. Spinning: whether they wait busily inside a run."""
-    counts = [max(1, target.cores)]
+    """Threads: all cores first, then half of them, down to one; 0, as many as the machine has that loads it, where the target is
+    not here. Spinning: whether they wait busily inside a run."""
+    counts = [target.cores]
     while counts[-1] > 1:
         counts.append(counts[-1] // 2)
     return {"threads": tuple(counts), "spinning": (True, False)}
@@ -50,12 +52,12 @@ def missing(target: Target) -> str | None:
     """Why no engine can be built for this target here, and the way out, or None."""
     if target.kind != "cpu":
         return "ONNX Runtime engines are built for CPUs; --backend tensorrt serves GPUs."
-    if not _is_this_machine(target):
+    if target.compute != this_cpu().compute:
         return f"This machine is not an {target.compute} CPU; build the engine on one."
     return None
 
 
-def build(graph: ir.Model, target: Target, knobs: Knobs, folder: Path, track: Track = silent) -> Built:  # noqa: ARG001
+def build(graph: ir.Model, target: Target, knobs: Knobs, folder: Path, track: Track = silent) -> Built:
     """Write `engine.onnx` (beside it large weights in `engine.weights`, custom operators in `engine.so`), and read back its layers.
 
     The engine is loaded and run a few times on made-up inputs for that; what it optimized and the profile are removed.
@@ -75,7 +77,7 @@ def build(graph: ir.Model, target: Target, knobs: Knobs, folder: Path, track: Tr
     if profile.activation_bytes is not None:
         memory["activations"] = profile.activation_bytes
     track("reading back what was realised", 2, 2)
-    return Built(realised=layers, memory=memory, notes=notes(profile))
+    return Built(realised=layers, memory=memory, notes=notes(profile)).elsewhere(elsewhere(target))
 
 
 def load(folder: Path, knobs: Knobs) -> Engine:
@@ -85,7 +87,3 @@ def load(folder: Path, knobs: Knobs) -> Engine:
         UnavailableError: ONNX Runtime can't load it.
     """
     return Session(folder / FILE, knobs)
-
-
-def _is_this_machine(target: Target) -> bool:
-    return target.kind == "cpu" and target.compute == this_cpu().compute

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from optimizer.backends.onnxruntime.operators import APPENDED, MOVES, VIEWS
-from optimizer.graph import readers
+from optimizer.graph import constant_nodes, readers
 from optimizer.model import FOR_LAYER, HELPERS, is_layer
 
 _MAIN = ("Conv", "ConvTranspose", "ConvInteger", "Gemm", "MatMul", "MatMulInteger", "LSTM", "GRU", "RNN", "Attention")
@@ -48,23 +48,6 @@ def kernels(typed: ir.Model, optimized: ir.Model) -> tuple[Kernel, ...]:
             kernel = Kernel(node, (main,) if main else (), main)
         found[node] = kernel
     return tuple(found[node] for node in optimized.graph)
-
-
-def constant_nodes(graph: ir.Graph) -> set[ir.Node]:
-    """Nodes that depend on no input of the graph, so that they can be computed before any run."""
-    found: set[ir.Node] = set()
-    for node in graph:
-        if all(_known(value, found) for value in node.inputs) and not _has_subgraph(node):
-            found.add(node)
-    return found
-
-
-def _known(value: ir.Value | None, constants: set[ir.Node]) -> bool:
-    return value is None or value.const_value is not None or value.is_initializer() or value.producer() in constants
-
-
-def _has_subgraph(node: ir.Node) -> bool:
-    return any(attribute.type in {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS} for attribute in node.attributes.values())
 
 
 def _kernel(node: ir.Node, computed: list[ir.Node]) -> Kernel:

@@ -37,13 +37,15 @@ Event = Mapping[str, Any]
 class Profile:
     """A session seen from inside.
 
-    `milliseconds` is the typical time in a run by node of `optimized`, empty where the engine could not be run on made-up
-    inputs; `run_milliseconds` that of whole runs; `note` says what inputs they were, or why there were none.
+    `milliseconds` is the typical time in a run by node of `optimized` and `output_bytes` what it wrote in the last one, empty where
+    the engine could not be run on made-up inputs; `run_milliseconds` is the time of whole runs, `activation_bytes` the most that was
+    alive at once; `note` says what inputs they were, or why there were none.
     """
 
     optimized: ir.Model
     weights_bytes: int
     milliseconds: Mapping[ir.Node, float] = field(default_factory=dict)
+    output_bytes: Mapping[ir.Node, int] = field(default_factory=dict)
     run_milliseconds: float | None = None
     activation_bytes: int | None = None
     note: str = ""
@@ -79,6 +81,7 @@ def profiled(typed: ir.Model, folder: Path, knobs: Knobs) -> Profile:
         optimized,
         weights,
         milliseconds={node: _typical(found, runs) for node, found in by_node.items()},
+        output_bytes={node: sum(_written(node, found[-1]).values()) for node, found in by_node.items()},
         run_milliseconds=_typical(runs, runs),
         activation_bytes=_peak(by_node),
         note=note,
@@ -171,15 +174,20 @@ def _peak(by_node: Mapping[ir.Node, Sequence[Event]]) -> int:
     alive: dict[ir.Value, int] = {}
     peak = 0
     for number, (node, events) in enumerate(ran):
-        sizes = iter(events[-1]["args"].get("output_type_shape", []))
-        for value in node.outputs:
-            if value.name and (size := next(sizes, None)):
-                ((dtype, shape),) = size.items()
-                alive[value] = _itemsize(dtype) * int(np.prod(shape, dtype=np.int64))
+        alive |= _written(node, events[-1])
         peak = max(peak, sum(alive.values()))
         for value in [value for value in alive if last.get(value, -1) <= number and not value.is_graph_output()]:
             del alive[value]
     return peak
+
+
+def _written(node: ir.Node, event: Event) -> dict[ir.Value, int]:
+    """Bytes of each output of a node, as it wrote them in a run."""
+    found: dict[ir.Value, int] = {}
+    for value, size in zip((value for value in node.outputs if value.name), event["args"].get("output_type_shape", []), strict=False):
+        for dtype, shape in size.items():
+            found[value] = _itemsize(dtype) * int(np.prod(shape, dtype=np.int64))
+    return found
 
 
 def _itemsize(dtype: str) -> int:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 
-from optimizer.backends.onnxruntime.correspondence import Kernel, constant_nodes, kernels
+from optimizer.backends.onnxruntime.correspondence import Kernel, kernels
 from optimizer.backends.onnxruntime.operators import APPENDED, COMPUTES_INT8, MOVES, MOVES_INT8, REFUSALS, VIEWS
 from optimizer.backends.onnxruntime.profile import Profile
 from optimizer.engine import Realised
-from optimizer.graph import constant, readers
+from optimizer.graph import constant, constant_nodes, elements, readers
 from optimizer.model import PLANNED, is_layer
+from optimizer.work import multiplications
 
 _DYNAMIC = frozenset({"DynamicQuantizeMatMul", "DynamicQuantizeLSTM"})
 _EITHER = frozenset({"MatMulInteger", "ConvInteger", "MatMulIntegerToFloat", "QAttention"})
@@ -29,6 +32,7 @@ _BIAS = 6
 """Where MatMulIntegerToFloat has its bias."""
 
 _EIGHT_BITS = frozenset({ir.DataType.INT8, ir.DataType.UINT8})
+_STORED = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE, ir.DataType.INT32, *_EIGHT_BITS})
 _WORDS = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16", ir.DataType.DOUBLE: "fp64"}
 
 
@@ -36,14 +40,13 @@ def realised(typed: ir.Model, profile: Profile) -> tuple[Realised, ...]:
     """One entry a layer of `typed`, in its order. The time of a kernel stands with the layer that it is mainly about."""
     found = kernels(typed, profile.optimized)
     types = _types(profile.optimized)
-    computed = constant_nodes(typed.graph)
+    computed, work = constant_nodes(typed.graph), multiplications(typed)
     by_layer: dict[str, list[Kernel]] = {}
     for kernel in found:
         for layer in kernel.layers:
             by_layer.setdefault(layer, []).append(kernel)
-    return tuple(
-        _layer(node, by_layer.get(node.name or "", []), types, profile, node in computed) for node in typed.graph if is_layer(node)
-    )
+    entries = [_layer(node, by_layer.get(node.name or "", []), types, profile, node in computed) for node in typed.graph if is_layer(node)]
+    return tuple(replace(entry, multiplications=work.get(entry.layer)) for entry in entries)
 
 
 def notes(profile: Profile) -> tuple[str, ...]:
@@ -66,7 +69,24 @@ def _layer(node: ir.Node, kernels: Sequence[Kernel], types: dict[ir.Value, ir.Da
     times = [profile.milliseconds[kernel.node] for kernel in own if kernel.node in profile.milliseconds]
     words = " + ".join(dict.fromkeys(kernel.node.op_type for kernel in own)) or f"{kernels[0].node.op_type} of {kernels[0].main}"
     reason = _why_different(node, planned, precision, kernels[0]) if precision != planned else ""
-    return Realised(name, operator, planned, precision, words, sum(times) if times else None, reason)
+    outputs = [profile.output_bytes[kernel.node] for kernel in own if kernel.node in profile.output_bytes]
+    return Realised(
+        layer=name,
+        operator=operator,
+        planned=planned,
+        realised=precision,
+        kernel=words,
+        ms=sum(times) if times else None,
+        reason=reason,
+        weights=sum(_weights(kernel.node) for kernel in own) if own else None,
+        activations=max(outputs) if outputs else None,
+    )
+
+
+def _weights(kernel: ir.Node) -> int:
+    """Bytes of the numbers that a kernel reads and no run changes, but for sizes, axes and indices."""
+    read = {value for value in kernel.inputs if value is not None and value.is_initializer() and value.dtype in _STORED}
+    return sum(math.ceil((elements(value) or 0) * value.dtype.itemsize) for value in read if value.dtype is not None)
 
 
 def _operator(node: ir.Node) -> str:

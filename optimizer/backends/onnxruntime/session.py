@@ -56,7 +56,7 @@ def options(knobs: Knobs) -> ort.SessionOptions:
     chosen = ort.SessionOptions()
     chosen.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     chosen.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    chosen.intra_op_num_threads = int(knobs.get("threads", this_cpu().cores))
+    chosen.intra_op_num_threads = int(knobs.get("threads") or this_cpu().cores)
     chosen.inter_op_num_threads = 1
     chosen.log_severity_level = _NO_LOG
     chosen.add_session_config_entry("session.intra_op.allow_spinning", "1" if knobs.get("spinning", True) else "0")

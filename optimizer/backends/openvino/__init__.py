@@ -8,12 +8,11 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from kernels.cpus import elsewhere, multiplies_bf16, runs_here, saturates
 from kernels.target import Target, this_cpu
 from optimizer.engine import Built, Engine
 from optimizer.plan import Capability, Knobs, Precision
 from optimizer.progress import Track, silent
-
-_BF16 = frozenset({"avx512_bf16", "amx_bf16"})
 
 _REFUSALS: Mapping[str, str] = {
     "fp16": "OpenVINO's CPU kernels compute FP16 in FP32",
@@ -27,28 +26,29 @@ def capability(target: Target) -> Capability:
     """What OpenVINO can do for a CPU: BF16 where the CPU multiplies it, full 8-bit weights where it has VNNI."""
     precisions: frozenset[Precision] = frozenset({"fp32", "int8"})
     refusals = dict(_REFUSALS)
-    if _BF16.isdisjoint(target.features):
-        refusals["bf16"] = "this CPU has no BF16 instructions (avx512_bf16, amx_bf16)"
-    else:
+    if multiplies_bf16(target.features):
         precisions |= {"bf16"}
+    else:
+        refusals["bf16"] = "this CPU has no BF16 instructions (avx512_bf16, amx_bf16)"
     return Capability(
         precisions=precisions,
         activation="uint8",
         int8_operators=frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"}),
         base="fp32",
         opset=23,  # the first in which all of ONNX that OpenVINO runs in BF16 is defined for it
-        runs_here=target.kind == "cpu" and target.compute == this_cpu().compute,
+        runs_here=runs_here(target),
         float_bias=True,
         half_by_name=True,
-        # Without VNNI the kernels add pairs of uint8 x int8 products in 16 bits, which saturate beyond weights of 63.
-        weight_limit=127 if any("vnni" in feature or "amx_int8" in feature for feature in target.features) else 63,
+        saturates=saturates(target.features),
+        weight_limit=63 if saturates(target.features) else 127,
         refusals=refusals,
     )
 
 
 def knobs(target: Target) -> Mapping[str, tuple[int | float | str | bool, ...]]:
-    """Threads: all cores first, then half of them, down to one."""
-    counts = [max(1, target.cores)]
+    """Threads: all cores first, then half of them, down to one; 0, as many as the machine has that loads it, where the target is
+    not here."""
+    counts = [target.cores]
     while counts[-1] > 1:
         counts.append(counts[-1] // 2)
     return {"threads": tuple(counts)}
@@ -65,23 +65,26 @@ def missing(target: Target) -> str | None:
     return None
 
 
-def build(graph: ir.Model, target: Target, knobs: Knobs, folder: Path, track: Track = silent) -> Built:  # noqa: ARG001
+def build(graph: ir.Model, target: Target, knobs: Knobs, folder: Path, track: Track = silent) -> Built:
     """Write OpenVINO's IR, `engine.xml` and `engine.bin`, and read back what its CPU plugin makes of each layer.
 
-    `Built.memory` holds bytes: `file` on disk, `weights` as the plugin holds them.
+    All of it in a child process, since there are graphs that end the process which reads them. `Built.memory` holds bytes: `file` on
+    disk, `weights` as the plugin holds them, `activations` at their peak: of the plugin's own graph where its sizes are known
+    before a run, else as a run on the usual sizes took them.
 
     Raises:
-        UnavailableError: OpenVINO can't read or compile the graph.
+        UnavailableError: OpenVINO can't read or compile the graph, or crashed on it.
     """
     from optimizer.backends.openvino.convert import written
-    from optimizer.backends.openvino.realised import read_back
+    from optimizer.backends.openvino.memory import memory
+    from optimizer.backends.openvino.realised import notes, realised
 
     track("writing the engine", 0, 2)
-    owners = written(graph, folder)
+    seen = written(graph, folder, knobs)
     track("reading back what was realised", 1, 2)
-    built = read_back(graph, owners, folder, knobs)
+    built = Built(realised(graph, seen.kernels), memory(seen, folder), notes=notes(seen))
     track("reading back what was realised", 2, 2)
-    return built
+    return built.elsewhere(elsewhere(target))
 
 
 def load(folder: Path, knobs: Knobs) -> Engine:

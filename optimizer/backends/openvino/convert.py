@@ -1,96 +1,154 @@
-"""A typed graph as OpenVINO's IR, its operations called by the layers that they belong to.
-
-OpenVINO's reader makes several operations of one ONNX node and gives most of them numbers for names.  What the CPU plugin
-later fuses it tells by these names, so each gets one that leads back to its layer.
-"""
+"""A typed graph to an engine in OpenVINO's IR, made by a child that also runs it and tells what its CPU plugin does."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
-from xml.etree import ElementTree
+from typing import Any, cast
 
+import numpy as np
 import onnx_ir as ir
-import openvino as ov
 
-from optimizer.backends.openvino.session import FILE, HINT, last_line
-from optimizer.errors import UnavailableError
-from optimizer.graph import save, weights_bytes
-from optimizer.model import FOR_LAYER, PLANNED, is_layer
+from optimizer.backends.openvino.session import FILE, settings
+from optimizer.errors import InputError, UnavailableError
+from optimizer.graph import LARGE, clone, constant, save, weights_bytes
+from optimizer.model import FOR_LAYER, PLANNED, SHAPES, is_layer
+from optimizer.plan import Knobs
+from optimizer.process import isolated, run_worker
 
-Owners = dict[str, str]
-"""Layer by the name of an operation in the IR."""
+_WORKER = Path(__file__).with_name("worker.py")
+_Q_DQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
+_ANOTHER = "Choose another backend."
 
-_INLINE_BYTES = 1 << 30
+
+@dataclass(frozen=True)
+class Kernel:
+    """A node of the plugin's own graph: `bytes` of its outputs where their sizes are known, `reads` the numbers of its sources."""
+
+    layers: tuple[str, ...]
+    kind: str
+    primitive: str
+    precision: str
+    ms: float | None
+    bytes: int | None
+    reads: tuple[int, ...]
 
 
-def written(graph: ir.Model, folder: Path) -> Owners:
-    """Write `engine.xml` and `engine.bin` into `folder`.
+_OF_NO_LAYER = frozenset({"Const", "Input", "Output", "Reorder"})
+"""Kinds of kernels that hold numbers or carry them from one form to another."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The plugin's graph in the order of a run, the bytes that a run took beside the engine, and why it could not be run, or ""."""
+
+    kernels: tuple[Kernel, ...]
+    peak: int | None
+    failure: str
+
+
+def written(graph: ir.Model, folder: Path, knobs: Knobs) -> Seen:
+    """Write `engine.xml` and `engine.bin` into `folder`, and look at what they become.
 
     BF16 is a hint for the whole engine; a layer that is planned in FP32 beside BF16 ones is marked `precise`, a mark that the
     plugin obeys for most operators (`realised.py` sees where not) and that only the file itself can carry.
 
     Raises:
-        UnavailableError: OpenVINO has no form of an operator.
+        UnavailableError: OpenVINO has no form of an operator, can't compile the graph, or crashed on it.
     """
+    if (text := _text(graph)) is not None:
+        raise UnavailableError(f"OpenVINO's CPU engines can't hold text, and {text!r} is text.", _ANOTHER)
+    with TemporaryDirectory(dir=folder, prefix=".openvino-") as scratch:
+        file = Path(scratch).resolve() / "typed.onnx"
+        save(_without_unit_scales(graph), file, beside="typed.weights" if weights_bytes(graph) > LARGE else None)
+        event = _of_child({"model": str(file), "engine": str((folder / FILE).resolve()), **_request(graph, knobs)}, Path(scratch))
+    return Seen(_attributed([_kernel(told) for told in event["kernels"]]), event["peak"], event["failure"])
+
+
+def _without_unit_scales(graph: ir.Model) -> ir.Model:
+    """The graph with each scale of exactly 1, as raw pixels have it, one rounding step larger, where there is one.
+
+    OpenVINO leaves out a multiplication by 1, then does not know the rest for a DequantizeLinear, and runs what reads it in FP32.
+    """
+    copy = clone(graph)
+    for value in copy.graph.initializers.values():
+        scales = [use.node.op_type in _Q_DQ and use.idx == 1 for use in value.uses()]
+        if scales and all(scales) and (numbers := constant(value)) is not None and np.any(numbers == 1):
+            larger = np.nextafter(np.float32(1), np.float32(2))
+            value.const_value = ir.tensor(np.where(numbers == 1, larger, numbers).astype(numbers.dtype), name=value.name)
+    return copy
+
+
+def _text(graph: ir.Model) -> str | None:
+    """The name of a tensor that holds text, if one does."""
+    values = (
+        *graph.graph.inputs,
+        *graph.graph.initializers.values(),
+        *(value for node in graph.graph.all_nodes() for value in node.outputs),
+    )
+    return next((value.name for value in values if value.dtype == ir.DataType.STRING), None)
+
+
+def _request(graph: ir.Model, knobs: Knobs) -> dict[str, Any]:
     planned = {node.name or "": node.metadata_props.get(PLANNED, "fp32") for node in graph.graph if is_layer(node)}
     half = "bf16" in planned.values()
-    with TemporaryDirectory(dir=folder, prefix=".openvino-") as scratch:
-        file = Path(scratch) / "typed.onnx"
-        save(graph, file, beside="typed.weights" if weights_bytes(graph) > _INLINE_BYTES else None)
-        try:
-            model = ov.Core().read_model(file)
-        except RuntimeError as error:
-            raise UnavailableError(f"OpenVINO can't read this graph: {last_line(error)}", "Choose another backend.") from None
-        owners = _named(model, graph)
-        model.set_rt_info("bf16" if half else "f32", HINT)
-        ov.save_model(model, folder / FILE, compress_to_fp16=False)
-    if half:
-        _mark(folder / FILE, {name for name, layer in owners.items() if planned[layer] == "fp32"})
-    return owners
-
-
-def _named(model: Any, graph: ir.Model) -> Owners:
-    """Give every operation a name of its layer's, and tell whose it is: that of the ONNX node whose result it is on the way to."""
-    writers = {value.name: _layer(node) for node in graph.graph for value in node.outputs if value.name}
-    whose: dict[str, str] = {}
-    operations = model.get_ordered_ops()
-    for operation in reversed(operations):
-        own = next((writers[name] for port in operation.outputs() for name in port.get_names() if name in writers), None)
-        readers = (reader.get_node() for port in operation.outputs() for reader in port.get_target_inputs())
-        layer = own or next((whose[id_] for id_ in map(_id, readers) if whose.get(id_)), "")
-        whose[_id(operation)] = layer
-    owners: Owners = {}
-    counts: dict[str, int] = {}
-    for operation in operations:
-        layer = whose[_id(operation)]
-        if not layer or operation.get_type_name() in {"Parameter", "Result", "Constant"}:
-            continue
-        counts[layer] = counts.get(layer, 0) + 1
-        name = f"{layer.replace(',', ';')}/{operation.get_type_name()}{counts[layer]}"  # a comma separates names in what the plugin tells
-        operation.set_friendly_name(name)
-        owners[name] = layer
-    return owners
+    usual = json.loads(graph.metadata_props.get(SHAPES, "{}"))
+    return {
+        "hint": "bf16" if half else "f32",
+        "exact": [layer for layer, precision in planned.items() if half and precision == "fp32"],
+        "layers": {value.name: _layer(node) for node in graph.graph for value in node.outputs if value.name and _layer(node)},
+        "inputs": [value.name for value in graph.graph.inputs],
+        "outputs": [value.name for value in graph.graph.outputs],
+        "sizes": {name: sizes[1] for name, sizes in usual.items()},
+        "settings": settings(knobs),
+    }
 
 
 def _layer(node: ir.Node) -> str:
     return node.metadata_props.get(FOR_LAYER) or (node.name or "" if is_layer(node) else "")
 
 
-def _id(operation: Any) -> str:
-    """OpenVINO's own unique name: Python's wrappers come and go."""
-    return str(operation.get_name())
+def _of_child(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What the worker tells; its crash is an answer too."""
+    told: dict[str, Any] = {}
+    try:
+        worker = run_worker(isolated(_WORKER), request=request, folder=folder, what="OpenVINO, building this engine,")
+        with closing(cast(Generator[dict[str, Any]], worker)) as events:
+            for event in events:
+                told = event if event["event"] == "built" else told
+    except InputError as error:
+        raise UnavailableError(error.reason, _ANOTHER) from None
+    return told
 
 
-def _mark(file: Path, names: set[str]) -> None:
-    """Write `precise` onto the operations of these names, right behind their attributes, where the reader looks for it."""
-    tree = ElementTree.parse(file)
-    for layer in tree.getroot().iter("layer"):
-        if layer.get("name") in names:
-            info = layer.find("rt_info")
-            if info is None:
-                info = ElementTree.Element("rt_info")
-                layer.insert(1 if layer.find("data") is not None else 0, info)
-            ElementTree.SubElement(info, "attribute", {"name": "precise", "version": "0"})
-    tree.write(file)
+def _kernel(told: Mapping[str, Any]) -> Kernel:
+    return Kernel(
+        layers=tuple(told["layers"]),
+        kind=told["kind"],
+        primitive=told["primitive"],
+        precision=told["precision"],
+        ms=told["ms"],
+        bytes=told["bytes"],
+        reads=tuple(told["reads"]),
+    )
+
+
+def _attributed(kernels: Sequence[Kernel]) -> tuple[Kernel, ...]:
+    """The kernels, those that compute and that no name leads from given to the layer that reads what they compute.
+
+    So are parts of a layer that the plugin took apart: a bidirectional LSTM is two kernels without a name.
+    """
+    named = list(kernels)
+    for number in reversed(range(len(named))):
+        kernel = named[number]
+        for source in kernel.reads:
+            if kernel.layers and not named[source].layers:
+                named[source] = replace(named[source], layers=kernel.layers[:1])
+    return tuple(
+        kernel if kernel.kind not in _OF_NO_LAYER else replace(kernel, layers=own.layers)
+        for kernel, own in zip(named, kernels, strict=True)
+    )

@@ -1,126 +1,94 @@
-"""Each layer's realised precision, read from the model that OpenVINO's CPU plugin runs, beside the plan."""
+"""What the kernels of OpenVINO's CPU plugin make of each layer, beside the plan."""
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
-import numpy as np
 import onnx_ir as ir
-import openvino as ov
 
-from optimizer.backends.openvino.session import FILE, compiled, last_line
-from optimizer.engine import Built, Realised
-from optimizer.model import PLANNED, SHAPES, is_layer
-from optimizer.plan import Knobs
+from optimizer.backends.openvino.convert import Kernel, Seen
+from optimizer.backends.openvino.memory import weights_of
+from optimizer.engine import Realised
+from optimizer.graph import constant_nodes
+from optimizer.model import PLANNED, is_layer
+from optimizer.work import multiplications
 
 _WORDS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
-_MOVES = frozenset({"Reorder", "Const", "Input", "Output", "Reshape"})
+_MOVES = frozenset({"Reorder", "Reshape", "Const", "Input", "Output"})
 _MAIN = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul", "RNNSeq", "RNNCell", "ScaledDotProductAttention"})
-_LEAST_RUNS = 4
-_SECONDS = 0.3
-_FREE_SIZES = (1, 16, 128)
+
+_WORTH_TELLING = 0.05
 
 
-@dataclass(frozen=True)
-class _Kernel:
-    """A node of the plugin's own graph."""
-
-    layers: tuple[str, ...]
-    kind: str
-    primitive: str
-    precision: str
-    ms: float | None
-
-
-def read_back(graph: ir.Model, owners: Mapping[str, str], folder: Path, knobs: Knobs) -> Built:
-    """Compile the engine in `folder`, run it a few times on made-up inputs, and look.
-
-    Raises:
-        UnavailableError: OpenVINO can't compile it.
-    """
-    model = compiled(folder / FILE, knobs, profiled=True)
-    note = _run(model, graph)
-    kernels = [_kernel(node, owners) for node in model.get_runtime_model().get_ordered_ops()]
-    files = {suffix: (folder / FILE).with_suffix(suffix).stat().st_size for suffix in (".xml", ".bin")}
-    notes = (note,) if note else ()
-    return Built(
-        realised=tuple(_layer(node, kernels) for node in graph.graph if is_layer(node)),
-        memory={"file": sum(files.values()), "weights": files[".bin"]},
-        notes=notes,
-    )
-
-
-def _run(model: ov.CompiledModel, graph: ir.Model) -> str:
-    """Run on the first made-up inputs that it takes; a note where there were none, and so no times."""
-    usual = {name: tuple(sizes[1]) for name, sizes in json.loads(graph.metadata_props.get(SHAPES, "{}")).items()}
-    request, failure = model.create_infer_request(), ""
-    for free in _FREE_SIZES:
-        feeds = {port.get_any_name(): _array(port, usual.get(port.get_any_name()), free) for port in model.inputs}
-        try:
-            start, runs = time.perf_counter(), 0
-            while runs < _LEAST_RUNS or time.perf_counter() - start < _SECONDS:
-                request.infer(feeds)
-                runs += 1
-        except RuntimeError as error:
-            failure = last_line(error)
-        else:
-            return ""
-    return f"OpenVINO could not run the engine on made-up inputs, so there are no times by layer: {failure}"
-
-
-def _array(port: Any, usual: tuple[int, ...] | None, free: int) -> Any:
-    """Noise for floats, zeros for what may be an index; a free first dimension is the batch."""
-    sizes = usual or [
-        (1 if axis == 0 else free) if size.is_dynamic else size.get_length() for axis, size in enumerate(port.get_partial_shape())
+def realised(graph: ir.Model, kernels: Sequence[Kernel]) -> tuple[Realised, ...]:
+    """One entry a layer of the typed graph, in its order. What a kernel takes stands with the first layer that it computes."""
+    work, before = multiplications(graph), constant_nodes(graph.graph)
+    layers = [node for node in graph.graph if is_layer(node)]
+    inside = {node.name or "": [kernel for kernel in kernels if node.name in kernel.layers] for node in layers}
+    entries = [
+        _computed(node, inside[node.name or ""], kernels) if inside[node.name or ""] else _gone(node, node in before) for node in layers
     ]
-    kind = np.dtype(port.get_element_type().to_dtype())
-    return np.random.default_rng(0).standard_normal(sizes).astype(kind) if kind.kind == "f" else np.zeros(sizes, kind)
+    return tuple(replace(entry, multiplications=work.get(entry.layer)) for entry in entries)
 
 
-def _kernel(node: Any, owners: Mapping[str, str]) -> _Kernel:
-    info = node.get_rt_info()
+def notes(seen: Seen) -> tuple[str, ...]:
+    """What is to be told beside the layers: why there are no times of them, or the time that conversions between them take."""
+    if seen.failure:
+        return (f"OpenVINO could not run the engine on made-up inputs, so there are no times by layer: {seen.failure}.",)
+    total = sum(kernel.ms or 0 for kernel in seen.kernels)
+    between = sum(kernel.ms or 0 for kernel in seen.kernels if kernel.kind == "Reorder")
+    if between <= _WORTH_TELLING * total:
+        return ()
+    return (f"Changing the form of numbers between layers (layout, precision) takes {between:.3f} of {total:.3f} ms.",)
 
-    def told(key: str) -> str:
-        return str(info[key].astype(str)) if key in info else ""
 
-    layers = dict.fromkeys(owners[name] for name in told("originalLayersNames").split(",") if name in owners)
-    time_us = told("execTimeMcs")
-    return _Kernel(
-        layers=tuple(layers),
-        kind=told("layerType"),
-        primitive=told("primitiveType"),
-        precision=_WORDS.get(told("runtimePrecision"), ""),
-        ms=int(time_us) / 1000 if time_us.isdigit() else None,
+def _computed(node: ir.Node, inside: Sequence[Kernel], kernels: Sequence[Kernel]) -> Realised:
+    name, planned = node.name or "", node.metadata_props.get(PLANNED, "fp32")
+    computing = [kernel for kernel in inside if kernel.kind not in _MOVES] or inside
+    kernel = max(computing, key=lambda one: (one.layers[0] == name, one.kind in _MAIN, one.precision in _WORDS))
+    precision = _WORDS.get(kernel.precision, planned) if _in_floats(node) else planned
+    own = [one for one in computing if one.layers[0] == name]
+    times = [one.ms for one in own if one.ms is not None]
+    outputs = [one.bytes for one in own if one.bytes is not None]
+    return Realised(
+        layer=name,
+        operator=node.op_type,
+        planned=planned,
+        realised=precision,
+        kernel=kernel.primitive if kernel.layers[0] == name else f"{kernel.primitive} of {kernel.layers[0]}",
+        ms=sum(times) if times else None,
+        reason=_why(node, planned, precision, kernel),
+        weights=sum(weights_of(one, kernels) for one in own) if own else None,
+        activations=max(outputs) if outputs else None,
     )
 
 
-def _layer(node: ir.Node, kernels: Sequence[_Kernel]) -> Realised:
-    name, planned = node.name or "", node.metadata_props.get(PLANNED, "fp32")
-    inside = [kernel for kernel in kernels if name in kernel.layers]
-    if not inside:
-        return Realised(name, node.op_type, planned, "folded", reason="nothing is left of it: the plugin computed it before the run")
-    computing = [kernel for kernel in inside if kernel.kind not in _MOVES] or inside
-    kernel = next((kernel for kernel in computing if kernel.kind in _MAIN), computing[0])
-    precision = kernel.precision or planned
-    own = [one.ms for one in computing if one.layers[0] == name and one.ms is not None]
-    words = kernel.primitive if kernel.layers[0] == name else f"{kernel.primitive} of {kernel.layers[0]}"
-    return Realised(name, node.op_type, planned, precision, words, sum(own) if own else None, _why(node, planned, precision, kernel))
+def _in_floats(node: ir.Node) -> bool:
+    """Whether a layer is about float numbers: of what computes with the model's own integers no precision is to be told."""
+    values = [value for value in (*node.inputs, *node.outputs) if value is not None and value.dtype is not None]
+    return not values or any(value.dtype.is_floating_point() for value in values if value.dtype is not None)
 
 
-def _why(node: ir.Node, planned: str, found: str, kernel: _Kernel) -> str:
+def _gone(node: ir.Node, constant: bool) -> Realised:
+    """A layer that no kernel names: computed before the run, or merged by a rule of OpenVINO's that forgets what it merged."""
+    reason = "it depends on no input, so OpenVINO computed it before the run" if constant else "OpenVINO merged it with its neighbours"
+    return Realised(node.name or "", node.op_type, node.metadata_props.get(PLANNED, "fp32"), "folded", reason=reason)
+
+
+def _why(node: ir.Node, planned: str, found: str, kernel: Kernel) -> str:
+    """Why a layer does not run as planned."""
     if planned == found:
         return ""
+    ran = f"planned {planned.upper()}, ran in {found.upper()}"
     if kernel.layers[0] != node.name:
-        return f"it is inside the kernel of {kernel.layers[0]}"
+        return f"{ran}: it is inside the kernel of {kernel.layers[0]}"
     if found == "bf16":
-        return f"OpenVINO keeps no {node.op_type} in FP32 where the engine runs in BF16"
+        return f"{ran}: the plugin ignores the mark on {kernel.kind}"
     if planned == "bf16":
-        return f"OpenVINO has no BF16 kernel for {node.op_type}"
+        return f"{ran}: the plugin keeps {kernel.kind} in FP32 here"
     if planned == "int8":
-        return f"OpenVINO did not merge {node.op_type} with its Q/DQ and runs it in {found.upper()} between them"
-    return "its neighbours are INT8, and it moves or changes their 8-bit numbers as they are"
+        return f"{ran}: the plugin did not merge {kernel.kind} with its Q/DQ"
+    if found == "fp16":
+        return "the model itself holds FP16 here"
+    return f"{ran}: its neighbours are INT8, and it takes or gives their 8-bit numbers as they are"

@@ -6,8 +6,133 @@ additions.
 
 from __future__ import annotations
 
-from optimizer.fusion.rewrites import blocks, strides
-from optimizer.fusion.rule import Rule
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
-REWRITES: tuple[Rule, ...] = (*strides.RULES, *blocks.RULES)
-"""In the order in which they are tried."""
+import onnx_ir as ir
+
+from optimizer.errors import InputError
+from optimizer.fusion import ORDER, fuse, step
+from optimizer.fusion.conditions import known
+from optimizer.fusion.rewrites import (
+    blocks,
+    chains,
+    focus,
+    folded,
+    gates,
+    layouts,
+    siblings,
+    slices,
+    strides,
+    tables,
+    transposed,
+    variance,
+    windows,
+)
+from optimizer.graph import clone, elements, names
+from optimizer.model import Fusion, Model
+from optimizer.plan import Rewrite
+
+
+class Rewriter(Protocol):
+    """What can be done at a node: a `Rule`, or something with its two doors that takes the place of more than one output."""
+
+    @property
+    def name(self) -> str: ...
+
+    def found(self, model: ir.Model, node: ir.Node) -> Sequence[ir.Node]: ...
+
+    def apply_at(self, model: ir.Model, node: ir.Node, taken: set[str]) -> Fusion | None: ...
+
+
+REWRITES: tuple[Rewriter, ...] = (
+    *tables.RULES,
+    *focus.RULES,
+    *transposed.RULES,
+    *gates.RULES,
+    *strides.RULES,
+    *blocks.RULES,
+    *windows.RULES,
+    *chains.RULES,
+    *folded.RULES,
+    siblings.Siblings(),
+    *slices.RULES,
+    *variance.RULES,
+    *layouts.RULES,
+)
+"""In the order in which they are tried on one layer."""
+
+_SPINE = frozenset({"constants", "no effect", "duplicates", "reshapes", "transposes", "unused", "weights stored twice"})
+
+TIDY = (
+    step("behind a rewrite", "first, so that what a rewrite moved out of the way lets others meet", (*folded.BEHIND, *tables.BEHIND)),
+    *(each for each in ORDER if each.name in _SPINE),
+)
+"""What clears up behind a rewrite: operators behind it drawn in, constants folded, the unused removed, reshapes and transposes joined."""
+
+MOVED = 8
+"""Multiplications that a core does in the time in which it moves one number."""
+
+
+def offers(model: Model) -> tuple[Rewrite, ...]:
+    """Every rule with every layer of a fused model where it applies now, the dearest layers first.
+
+    A layer's price is its multiply-accumulates and the numbers that it writes, where its sizes are known.  Sizes are read off the
+    graph, as `fuse` and `graph.fixed` leave them.
+    """
+    found = [
+        (-_price(nodes), place, rank, Rewrite(rule.name, node.name or ""))
+        for place, node in enumerate(model.graph.graph)
+        for rank, rule in enumerate(REWRITES)
+        if (nodes := rule.found(model.graph, node))
+    ]
+    return tuple(rewrite for *_, rewrite in sorted(found, key=lambda each: each[:3]))
+
+
+def rewritten(model: Model, chosen: Sequence[Rewrite]) -> Model:
+    """The model after the rewrites in their order, each at exactly the layer that it names and cleared up behind (`TIDY`).
+
+    A rewrite names layers as they are called after those before it, so that one that `offers(rewritten(model, some))` told can be
+    appended to `some`.  The model given stays as it is; what was done is appended to `fusions`.
+
+    Raises:
+        InputError: a rule or layer is not known, or the rule does not apply there (a plan that was made for another model).
+    """
+    for rewrite in chosen:
+        graph = clone(model.graph)
+        fusion = _apply(graph, rewrite)
+        model = fuse(model.with_graph(graph, [fusion]), TIDY)
+    return model
+
+
+def _apply(graph: ir.Model, rewrite: Rewrite) -> Fusion:
+    rules = [rule for rule in REWRITES if rule.name == rewrite.rule]
+    nodes = [node for node in graph.graph if node.name == rewrite.layer]
+    if not rules:
+        raise _misfit(f"The plan rewrites by a rule {rewrite.rule!r}, which this version does not have.")
+    if not nodes:
+        raise _misfit(f"The plan rewrites a layer {rewrite.layer!r} by {rewrite.rule!r}, and the model has no such layer.")
+    fusion = rules[0].apply_at(graph, nodes[0], names(graph.graph)) if rules[0].found(graph, nodes[0]) else None
+    if fusion is None:
+        raise _misfit(f"The plan rewrites the layer {rewrite.layer!r} by {rewrite.rule!r}, which does not apply there.")
+    return fusion
+
+
+def _misfit(reason: str) -> InputError:
+    return InputError(reason, "Give a plan.json that was written for this model by this version.")
+
+
+def _price(nodes: Iterable[ir.Node]) -> int:
+    return sum(_multiplications(node) + MOVED * sum(elements(value) or 0 for value in node.outputs) for node in nodes)
+
+
+def _multiplications(node: ir.Node) -> int:
+    """Multiply-accumulates of a linear layer with known weights: each number of its weight once an output pixel or row."""
+    weight = known(node.inputs[1]) if node.op_type in {"Conv", "ConvTranspose", "Gemm", "MatMul"} else None
+    if weight is None or not weight.size:
+        return 0
+    place = node.inputs[0] if node.op_type == "ConvTranspose" else node.outputs[0]
+    first = node.op_type in {"Conv", "ConvTranspose"} or node.attributes.get_int("transB", 0) == 1
+    channels = weight.shape[0] if first else weight.shape[-1]
+    numbers = elements(place) if place is not None else None
+    return int(weight.size * (numbers or 0) // channels)

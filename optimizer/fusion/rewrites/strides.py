@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnxscript.rewriter import MatchResult
 
 from optimizer.fusion.conditions import known, producer, rank, size
+from optimizer.fusion.rewrites.writing import constant, integers, same_numbers
 from optimizer.fusion.rule import Rule, refused
 
 FEW = 4
@@ -61,36 +62,31 @@ class StrideIntoChannels(Rule):
         wanted = [(_known(y, axis) - 1 + kernel[axis - 2]) * stride for axis in axes]
         after = [total - _known(x, axis) - before[axis - 2] for total, axis in zip(wanted, axes, strict=True)]
         deep = self._deep(op, _extended(op, x, node, before, after), node, weight.shape[1], stride, wanted)
-        return op.Conv(deep, op.initializer(ir.tensor(_deep_weight(weight, stride, kernel)), name=f"{w.name}/strides"), *node.inputs[2:])
+        return op.Conv(same_numbers(deep, x), constant(op, w, "strides", _deep_weight(weight, stride, kernel)), *node.inputs[2:])
 
     @staticmethod
     def _deep(op: Any, x: Any, node: ir.Node, channels: int, stride: int, sizes: list[int]) -> Any:
         """The input with the pixels of a stride as channels, those of one place in the stride together."""
         if len(sizes) == 2:
             return op.SpaceToDepth(x, blocksize=stride)
-
-        def shaped(value: Any, what: str, *shape: int) -> Any:
-            return op.Reshape(value, op.initializer(ir.tensor(np.asarray(shape, np.int64)), name=f"{node.name}/{what}"))
-
         steps = sizes[0] // stride
         if channels == 1:
-            return op.Transpose(shaped(x, "steps", 0, steps, stride), perm=[0, 2, 1])
-        parts = op.Transpose(shaped(x, "steps", 0, channels, steps, stride), perm=[0, 3, 1, 2])
-        return shaped(parts, "channels", 0, stride * channels, steps)
+            return op.Transpose(op.Reshape(x, integers(op, node, "steps", 0, steps, stride)), perm=[0, 2, 1])
+        parts = op.Reshape(x, integers(op, node, "steps", 0, channels, steps, stride))
+        return op.Reshape(op.Transpose(parts, perm=[0, 3, 1, 2]), integers(op, node, "channels", 0, stride * channels, steps))
 
 
-def _extended(op: Any, x: Any, node: ir.Node, before: list[int], after: list[int]) -> Any:
+def _extended(op: Any, x: ir.Value, node: ir.Node, before: list[int], after: list[int]) -> Any:
     """The input with zeros around it; what no window reaches at its end, a negative number in `after`, is cut off."""
-
-    def constant(what: str, numbers: list[int]) -> Any:
-        return op.initializer(ir.tensor(np.asarray(numbers, np.int64)), name=f"{node.name}/{what}")
-
+    inside = x
     if any(count < 0 for count in after):
         ends = [count if count < 0 else np.iinfo(np.int64).max for count in after]
-        axes = list(range(2, 2 + len(after)))
-        x = op.Slice(x, constant("starts", [0] * len(after)), constant("ends", ends), constant("axes", axes))
+        places = {"starts": [0] * len(after), "ends": ends, "axes": list(range(2, 2 + len(after)))}
+        inside = same_numbers(op.Slice(x, *(integers(op, node, what, *numbers) for what, numbers in places.items())), x)
     added = [max(count, 0) for count in after]
-    return op.Pad(x, constant("pads", [0, 0, *before, 0, 0, *added])) if any((*before, *added)) else x
+    if not any((*before, *added)):
+        return inside
+    return same_numbers(op.Pad(inside, integers(op, node, "pads", 0, 0, *before, 0, 0, *added)), x)
 
 
 def _known(value: ir.Value, axis: int) -> int:

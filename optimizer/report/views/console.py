@@ -10,9 +10,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from kernels.load import load_in_words
 from optimizer.report.escape import printable
 from optimizer.report.headline import NUMERIC, dropped, points, required, score
-from optimizer.report.report import Report, Reports
+from optimizer.report.report import PrecisionReport, Report, Reports
 
 _COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "shipped": "green", "refused": "red"}
 _MOST_LAYERS = 12
@@ -73,6 +74,7 @@ def _gate(report: Report) -> Group:
             f"speed       {report.speed.engine_ms:.3g} ms, {report.speed.speedup:.2f}x {report.speed.baseline}"
             f" [{_number(report.speed.low, '.2f')}, {_number(report.speed.high, '.2f')}], timed on {report.speed.timed_on}"
         )
+    lines += [f"{'load':12}{load_in_words(load)}" for load in report.speed.loads]
     return Group(text(f"verdict     {report.verdict}", _COLOURS[report.verdict]), *(text(line) for line in lines))
 
 
@@ -98,7 +100,11 @@ def _precision(report: Report) -> RenderableType:
     precision = report.precision
     counts = ", ".join(f"{count} {name}" for name, count in Counter(precision.counts).most_common()) or "not read back"
     shipped = "".join(f"\nplan        {printable(one.plan)}" for one in report.candidates if one.outcome == "shipped" and one.plan)
-    line = text(f"precision   asked {precision.requested}, realised {precision.realised}: {counts}").append(shipped)
+    line = (
+        text(f"precision   asked {precision.requested}, realised {precision.realised}: {counts}")
+        .append(shipped)
+        .append(_coverage(precision))
+    )
     differing = [layer for layer in precision.layers if layer.differs]
     if not differing:
         return line
@@ -109,6 +115,17 @@ def _precision(report: Report) -> RenderableType:
         table.add_row(*(text(word) for word in (layer.name, layer.op, layer.planned, layer.realised, layer.reason)))
     more = len(differing) - _MOST_LAYERS
     return Group(line, table, *([text(f"... and {more} more: see report.html")] if more > 0 else []))
+
+
+def _coverage(precision: PrecisionReport) -> str:
+    """A line on how far INT8 went, where it was asked for, and the dearest layer that it did not reach."""
+    found = precision.int8
+    if found is None or not found.asked:
+        return ""
+    dearest = next((one for one in found.missing if one.asked), None)
+    time = f", {dearest.ms:.3f} ms" if dearest is not None and dearest.ms is not None else ""
+    without = f"; not {printable(dearest.layer)}{time}: {printable(dearest.reason)}" if dearest is not None else ""
+    return f"\nINT8        {found.sentence}{without}"
 
 
 def _ladder(report: Report) -> Table:

@@ -6,7 +6,9 @@ import itertools
 from collections.abc import Sequence
 from importlib.resources import files
 
+from kernels.load import load_in_words
 from optimizer.engine import Parity
+from optimizer.report.coverage import Coverage
 from optimizer.report.escape import markup
 from optimizer.report.headline import NUMERIC, dropped, points, required, score
 from optimizer.report.report import CandidateReport, Data, LayerReport, Report, TensorReport
@@ -27,7 +29,7 @@ def render(report: Report) -> str:
         _section("Where it differs from its parent", _ladder(report)),
         _section("Calibration", _calibration(report.calibration)),
         _section("Fusions", _fusions(report)),
-        _section("Memory", _table(["what", "#MB"], [[kind, f"{count / 1e6:,.1f}"] for kind, count in sorted(report.memory.items())])),
+        _section("Memory", _memory(report)),
         _section("Where it comes from", _provenance(report)),
     ]
     style = files("optimizer.report.views").joinpath("report.css").read_text(encoding="utf-8")
@@ -100,6 +102,7 @@ def _speed(report: Report) -> str:
             words += f" p90 {speed.p90_ms:.3g} ms, p99 {speed.p99_ms:.3g} ms."
         if speed.cold_ms is not None:
             words += f" With cold caches {speed.cold_ms:.3g} ms."
+    words += "".join(f" Under load: {load_in_words(load)}." for load in speed.loads)
     return f'<p>{markup(words)}</p><div class="wide">{plots.speed(report)}</div>'
 
 
@@ -138,17 +141,60 @@ def _precision(report: Report) -> str:
     precision = report.precision
     counts = ", ".join(f"{count} {name}" for name, count in precision.counts.items()) or "not read back"
     words = f"Asked: {precision.requested}. Realised: {precision.realised} ({counts}), read back from the built engine."
-    return f'<p>{markup(words)}</p><div class="wide">{plots.layers(precision.layers)}</div>' + _layers(precision.layers)
+    return f'<p>{markup(words)}</p><div class="wide">{plots.layers(precision.layers)}</div>{_coverage(precision.int8)}' + _layers(
+        precision.layers
+    )
+
+
+def _coverage(found: Coverage | None) -> str:
+    """How far INT8 went, and each layer that it did not reach, with what that costs."""
+    if found is None or not found.asked:
+        return ""
+    columns = ["layer", "asked", "#part of all", "#ms", "why not"]
+    rows = [
+        [one.layer, "int8" if one.asked else "", f"{one.share:.1%}" if one.share else "", _number(one.ms, ".3f"), one.reason]
+        for one in found.missing
+    ]
+    kinds = ["differs" if one.asked else "" for one in found.missing]
+    missing = f"<details><summary>{len(rows)} layers not in INT8</summary>{_table(columns, rows, kinds)}</details>" if rows else ""
+    return f"<p>{markup(found.sentence)}.</p>{missing}"
 
 
 def _layers(layers: Sequence[LayerReport]) -> str:
     rows = [
-        [layer.name, layer.op, layer.planned, layer.realised, "" if layer.ms is None else f"{layer.ms:.3f}", layer.kernel, layer.reason]
+        [
+            layer.name,
+            layer.op,
+            layer.planned,
+            layer.realised,
+            _number(layer.ms, ".3f"),
+            _number(layer.parent_ms, ".3f"),
+            _kilobytes(layer.weights),
+            _kilobytes(layer.parent_weights),
+            _kilobytes(layer.activations),
+            _kilobytes(layer.parent_activations),
+            layer.kernel,
+            layer.reason,
+        ]
         for layer in layers
     ]
     kinds = ["differs" if layer.differs else "" for layer in layers]
-    columns = ["layer", "op", "planned", "realised", "#ms", "kernel", "why"]
-    return f"<details open><summary>{len(rows)} layers</summary>{_table(columns, rows, kinds)}</details>" if rows else ""
+    sizes = ["#weights kB", "#before", "#output kB", "#before"]
+    columns = ["layer", "op", "planned", "realised", "#ms", "#before", *sizes, "kernel", "why"]
+    words = "Before is the unquantized engine; a layer without numbers runs inside another one's kernel."
+    table = f'<p class="soft">{words}</p>{_table(columns, rows, kinds)}'
+    return f"<details open><summary>{len(rows)} layers</summary>{table}</details>" if rows else ""
+
+
+def _kilobytes(count: int | None) -> str:
+    return f"{count / 1e3:,.1f}" if count else ""
+
+
+def _memory(report: Report) -> str:
+    """Bytes by kind, beside the unquantized engine's."""
+    kinds = sorted({*report.memory, *report.parent_memory})
+    rows = [[kind, *(f"{one[kind] / 1e6:,.1f}" if kind in one else "" for one in (report.memory, report.parent_memory))] for kind in kinds]
+    return _table(["what", "#MB", "#unquantized MB"], rows)
 
 
 def _ladder(report: Report) -> str:

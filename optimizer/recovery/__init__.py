@@ -1,0 +1,49 @@
+"""Accuracy recovery: what can be done to a model so that INT8 loses less, before a layer is given back to a higher precision.
+
+The one place where a graph, samples and the methods of `calibration` meet.  The planner tries the steps in their order and keeps
+each that brings the outputs nearer on the samples it screens with; a plan names those that it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from optimizer.engine import Arrays
+from optimizer.errors import InputError
+from optimizer.plan import Capability, Plan
+from optimizer.recovery.correction import correction
+from optimizer.recovery.equalization import equalization
+from optimizer.recovery.form import Form, Recovered, Step
+from optimizer.recovery.ranges import ranges
+from optimizer.recovery.rounding import adaround, gptq
+from optimizer.recovery.smoothing import smoothing
+
+__all__ = ["STEPS", "Form", "Recovered", "Step", "recovered"]
+
+STEPS: tuple[Step, ...] = (smoothing, equalization, ranges, adaround, gptq, correction)
+"""In the order in which they are tried, each called by its own name.
+
+Smoothing and equalization come first, because they change what the others measure; ranges before the weights, which they don't
+depend on; AdaRound before GPTQ, which leaves alone what is rounded; the bias last, since it makes up for what is left.
+"""
+
+_BY_NAME = {step.__name__: step for step in STEPS}
+
+
+def recovered(form: Form, plan: Plan, capability: Capability, feeds: Sequence[Arrays]) -> Form:
+    """The form after the steps that a plan names, for the plan's own ranges: the same again for the same samples.
+
+    Raises:
+        InputError: the plan names a step that does not exist, or one that finds nothing to do on this model and these samples.
+    """
+    for name in plan.recovery:
+        if name not in _BY_NAME:
+            raise InputError(f"The plan names a recovery step {name!r}, which does not exist.", f"Steps are: {', '.join(_BY_NAME)}.")
+        if _BY_NAME[name] is ranges:
+            continue  # what it decides stands in the plan
+        found = _BY_NAME[name](form, plan, capability, feeds)
+        if found is None:
+            reason = f"The recovery step {name} of the plan finds nothing to do with these calibration samples."
+            raise InputError(reason, "Give the calibration data of the build that wrote the plan.")
+        form = found.form
+    return form
