@@ -137,7 +137,8 @@ def _refuse_what_nothing_could_honour(merged: Mapping[str, Any]) -> None:
 
 def _as_given(name: str, value: Any) -> Any:
     if name in _CHOICES and value not in _CHOICES[name]:
-        raise InputError(f"{value!r} is not a {name.replace('_', '-')}.", f"Choose one of: {', '.join(_CHOICES[name])}.")
+        article = "an" if name.startswith("o") else "a"
+        raise InputError(f"{value!r} is not {article} {name.replace('_', '-')}.", f"Choose one of: {', '.join(_CHOICES[name])}.")
     return value
 
 

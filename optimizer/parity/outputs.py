@@ -138,6 +138,11 @@ def collect(
     return Outputs(reading, rows, np.array(broken, dtype=np.bool_), in_sequence)
 
 
+def samples_of(feeds: Arrays, outputs: Arrays) -> Iterator[dict[str, Array]]:
+    """The outputs of each sample that a feed holds, without the batch axis."""
+    return _split(outputs, _batch(feeds, outputs))
+
+
 def _batch(feeds: Arrays, outputs: Arrays) -> int:
     """How many samples a feed holds: the first size of every input, where an output has it too, else 1."""
     sizes = {array.shape[0] if array.ndim else 1 for array in feeds.values()}
@@ -189,7 +194,10 @@ def _fits(metric: Metric, output: Array, shape: tuple[int, ...] | None, classes:
     if metric.keeps == "decision" and ((shape is None and output.size == 1) or (shape == trimmed and classes <= 2)):
         return True, None
     if shape is None:
-        return bool(trimmed), (0 if output.ndim > 2 else output.ndim - 1) if trimmed else None
+        axis = 0 if output.ndim > 2 else output.ndim - 1
+        if metric.keeps == "decision" and trimmed and output.shape[axis] == 1:
+            return True, None  # a map of one channel is a binary answer a position
+        return bool(trimmed), axis if trimmed else None
     axes = range(output.ndim) if output.ndim > 2 else reversed(range(output.ndim))
     for axis in axes:
         if _trimmed(output.shape[:axis] + output.shape[axis + 1 :]) == shape and output.shape[axis] >= max(classes, 2):

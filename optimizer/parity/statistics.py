@@ -55,8 +55,8 @@ def fewest_samples(budget: float) -> int:
 
 
 @lru_cache(maxsize=4096)
-def clopper_pearson(count: int, samples: int) -> Bounds:
-    """Exact bounds of a rate of which `count` in `samples` were seen."""
+def clopper_pearson(count: float, samples: int) -> Bounds:
+    """Exact bounds of a rate of which `count` in `samples` were seen; parts of a sample count as parts."""
     low = 0.0 if count == 0 else beta_quantile(LEVEL, count, samples - count + 1.0)
     high = 1.0 if count == samples else beta_quantile(1.0 - LEVEL, count + 1.0, samples - count)
     return Bounds(low, high)

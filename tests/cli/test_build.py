@@ -17,6 +17,7 @@ from kernels.target import Target
 from optimizer.cli.build import command
 from optimizer.engine import Built, Candidate, Parity, Realised
 from optimizer.errors import InputError
+from optimizer.latency import MaxLatency
 from optimizer.model import Model, Source
 from optimizer.plan import Plan, Shape
 from optimizer.progress import Track
@@ -86,7 +87,20 @@ def test_every_word_reaches_the_request(optimize: Run, asked: list[Any]) -> None
     ended = optimize(
         *("build", "net.th", "-o", "out", "--target", "cpu", "--target", "l4", "--backend", "onnxruntime", "--precision", "int8"),
         *("--calibration", "c.npz", "--evaluation", "e.npz", "--task", "classification", "--metric", "top1", "--max-drop", "0.5pp"),
-        *("--min-metric", "0.8", "--min-speedup", "1.5", "--shapes", "x=1x3x32x32", "--shapes", "y=1:2:4"),
+        *(
+            "--min-metric",
+            "0.8",
+            "--min-speedup",
+            "1.5",
+            "--max-latency",
+            "2ms@p99x4",
+            "--objective",
+            "throughput",
+            "--shapes",
+            "x=1x3x32x32",
+            "--shapes",
+            "y=1:2:4",
+        ),
         *("--factory", "net.py:make", "--factory-arg", "n=10", "--factory-arg", "m=a=b", "--threads", "1", "--seed", "7"),
         *("--on-inconclusive", "fail", "--require-measured"),
     )
@@ -105,6 +119,8 @@ def test_every_word_reaches_the_request(optimize: Run, asked: list[Any]) -> None
         max_drop="0.5pp",
         min_metric=0.8,
         min_speedup=1.5,
+        max_latency=MaxLatency(2.0, "p99", concurrency=4),
+        objective="throughput",
         shapes={"x": Shape(*[(1, 3, 32, 32)] * 3), "y": Shape((1,), (2,), (4,))},
         factory="net.py:make",
         factory_args={"n": "10", "m": "a=b"},

@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 
 from optimizer.errors import InputError
+from optimizer.latency import MaxLatency
 from optimizer.plan import Shape
 from optimizer.preprocessing import InputPreprocessing
 from optimizer.request import Request, request_from_words, shape_from_words
 
 TOML = """
+objective = "throughput"
+max_latency = "2ms@p99x4"
 target = ["cpu", "l4"]
 max_drop = "0.5pp"
 calibration = "data.npz"
@@ -34,6 +37,8 @@ def test_a_file_gives_words_and_preprocessing_and_given_words_count_before_it(tm
     request = request_from_words("m.onnx", "out", config=written(tmp_path, TOML), max_drop="2%", targets=())
     assert request.targets == ("cpu", "l4")
     assert request.max_drop == "2%"
+    assert request.objective == "throughput"
+    assert request.max_latency == MaxLatency(2.0, "p99", concurrency=4)
     assert request.preprocessing.inputs["input"] == InputPreprocessing("NHWC", 0.5, (0.1, 0.2, 0.3), (2.0,))
 
 
@@ -92,6 +97,9 @@ def test_words_that_are_no_shape_are_refused(words: str) -> None:
         ({"threads": True}, "whole number"),
         ({"min_speedup": -1.0}, "above 0"),
         ({"max_drop": 1}, "must be text"),
+        ({"max_latency": "2ms"}, "'2ms' is not a latency"),
+        ({"max_latency": 2}, "max-latency must be text"),
+        ({"objective": "speed"}, "not an objective"),
         ({"shapes": ["x"]}, "name=value"),
         ({"factory_args": ["=3"]}, "name=value"),
         ({"colour": "red"}, "no option 'colour'"),

@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 import optimizer
+from kernels.load import Load, Quantile, clients
 from kernels.target import this_cpu
 from optimizer.backends import backend
 from optimizer.errors import InputError, UnavailableError, VerificationError
@@ -33,7 +34,7 @@ def engine(tmp_path: Path, passport: Passport) -> Callable[..., Path]:
         folder = tmp_path / "engine"
         folder.mkdir()
         backend("onnxruntime").build(ir.from_onnx_text(GRAPH), this_cpu(), KNOBS, folder)
-        seal(folder, replace(passport, knobs=KNOBS, **words))  # type: ignore[arg-type]
+        seal(folder, replace(passport, **{"knobs": KNOBS, **words}))  # type: ignore[arg-type]
         return folder
 
     return make
@@ -116,3 +117,27 @@ def test_the_passport_carries_the_preprocessing_in_clear(engine: Callable[..., P
     content = json.loads((engine() / "passport.json").read_text())
     assert content["preprocessing"]["inputs"]["input"]["layout"] == "NHWC"
     assert content["preprocessing"]["inputs"]["input"]["mean"] == [0.5, 0.5, 0.5]
+
+
+def test_a_loaded_engine_serves_many_threads_in_the_streams_of_its_passport(engine: Callable[..., Path]) -> None:
+    images = [prepared(raw(samples)) for samples in range(1, 5)]
+    with optimizer.load(engine(knobs={**KNOBS, "streams": 2})) as loaded, clients(4) as serve:
+
+        def ask(number: int) -> None:
+            asked = images[number % 4]
+            np.testing.assert_allclose(loaded.run({"input": asked})["logits"], asked.mean(axis=(2, 3)), atol=1e-6)
+
+        serve(ask, range(100))
+
+
+@pytest.mark.parametrize("streams", [0, -1, True, "two", 1.5, 10**9])
+def test_streams_that_no_build_has_written_are_refused(engine: Callable[..., Path], streams: object) -> None:
+    with pytest.raises(VerificationError, match="streams"):
+        load(engine(knobs={**KNOBS, "streams": streams}))
+
+
+def test_the_passport_tells_the_load_tests(engine: Callable[..., Path]) -> None:
+    seen = Quantile(1.0, 0.9, None)
+    told = Load(400, 4, None, 1, 1000.0, seen, seen, seen, "this machine")
+    with load(engine(loads=(told,))) as loaded:
+        assert loaded.passport.loads == (told,)

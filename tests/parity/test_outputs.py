@@ -40,6 +40,14 @@ def test_binary_outputs_turn_at_a_half_for_probabilities_and_at_zero_for_logits(
         assert [int(row[0]) for row in decisions(made, turn)] == [int(logit > 0) for logit in logits]
 
 
+def test_a_map_of_one_channel_decides_at_every_position_instead_of_agreeing_with_whatever_comes(numbered: Any, answers: Any) -> None:
+    maps = np.random.default_rng(0).random((20, 1, 6, 5)).astype(np.float32)
+    made = collect(answers(y=maps), numbered(20), METRICS["agreement"])
+    assert (made.reading.axis, made.reading.threshold) == (None, 0.5)
+    other = collect(answers(y=1 - maps), numbered(20), METRICS["agreement"], like=made.reading)
+    assert not any((one == two).any() for one, two in zip(decisions(made, 0.5), decisions(other, 0.5), strict=True))
+
+
 def test_the_output_that_fits_the_labels_is_read_and_named_among_several(numbered: Any, answers: Any) -> None:
     labels = np.arange(20) % 3
     run = answers(features=np.zeros((20, 2), np.float32), logits=np.eye(3, dtype=np.float32)[labels], extra=np.zeros((20, 7), np.float32))

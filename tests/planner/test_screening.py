@@ -8,7 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from optimizer.planner.distance import distance
+from optimizer.engine import Candidate
+from optimizer.parity.outputs import Reading
+from optimizer.plan import Plan
+from optimizer.planner.distance import distance, screened
 from optimizer.planner.sensitivity import sensitivities, worst_first
 
 FEEDS = [{"x": np.full((1, 1), float(index), np.float32)} for index in range(4)]
@@ -18,14 +21,30 @@ PARENT = [{"scores": np.array([[1.0, 2.0, 3.0]], np.float32)} for _ in FEEDS]
 def test_the_distance_is_the_relative_error_over_all_samples() -> None:
     found = distance(PARENT, lambda _feed: {"scores": np.array([[1.0, 2.0, 3.3]], np.float32)}, FEEDS)
     assert found.error == pytest.approx(0.3 / math.sqrt(14), rel=1e-6)
-    assert found.agreement == 1.0
+    assert found.flips is None
+    assert found.agreement is None
 
 
-def test_agreement_counts_decisions_that_stay() -> None:
+def test_a_candidate_holds_what_its_screening_found_of_distance_and_decisions() -> None:
     def run(feed: dict) -> dict:
         return {"scores": np.array([[9.0, 2.0, 3.0]] if feed["x"][0, 0] < 1 else [[1.0, 2.0, 3.0]], np.float32)}
 
-    assert distance(PARENT, run, FEEDS).agreement == 0.75
+    found = distance(PARENT, run, FEEDS, Reading("scores", 0))
+    assert found.agreement == 0.75
+    candidate = screened(Candidate("int8", Plan("any", "cpu", "fp32")), found)
+    assert (candidate.distance, candidate.agreement) == (found.error, 0.75)
+    assert found.flips is not None
+    assert (candidate.flip_rate, candidate.flip_low, candidate.flip_high) == (found.flips.rate, found.flips.low, found.flips.high)
+    assert screened(candidate, distance(PARENT, run, FEEDS)).distance == found.error
+
+
+def test_each_row_of_a_batch_is_a_sample() -> None:
+    feeds = [{"x": np.zeros((8, 1), np.float32)}]
+    parent = [{"scores": np.eye(8, dtype=np.float32)}]
+    half = np.vstack([np.eye(8, dtype=np.float32)[:4], np.eye(8, dtype=np.float32)[:4]])
+    found = distance(parent, lambda _feed: {"scores": half}, feeds, Reading("scores", 0))
+    assert found.flips is not None
+    assert (found.flips.samples, found.flips.observed) == (8, 0.5)
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])

@@ -53,7 +53,8 @@ def layers(count: int, lossy: str, name: str = "layer{0}.{1}.conv2") -> tuple[Re
 
 
 def candidate(name: str, precision: str, **more: object) -> Candidate:
-    plan = Plan("onnxruntime", "cpu", "fp32", {"layer1.0.conv2": precision} if precision != "fp32" else {}, knobs={"threads": 2})  # type: ignore[dict-item]
+    precisions = {"layer1.0.conv2": precision} if precision != "fp32" else {}
+    plan = Plan("onnxruntime", "cpu", "fp32", precisions=precisions, knobs={"threads": 2})  # type: ignore[dict-item]
     return replace(Candidate(name, plan, built=Built(layers(20, precision), {"weights": 1_100_000, "activations": 300_000})), **more)  # type: ignore[arg-type]
 
 

@@ -11,9 +11,11 @@ from html.parser import HTMLParser
 
 import pytest
 
+from kernels.load import Load, Quantile
 from kernels.target import Target
 from optimizer.engine import Built, Candidate, Parity, Realised
 from optimizer.plan import Plan
+from optimizer.provenance import from_json, to_json
 from optimizer.report.escape import markup, printable
 from optimizer.report.report import Failure, Report, reports_from
 from optimizer.report.views import console, html, junit, markdown
@@ -196,3 +198,13 @@ def test_the_plan_that_ships_and_the_reason_of_each_layers_precision_are_told(ma
     assert [layer.reason for layer in report.precision.layers] == [why, "no kernel"]
     assert f"plan        {why}" in console.render(report, width=200)
     assert why in html.render(report)
+
+
+def test_load_tests_are_told_with_their_requests_and_read_back_where_a_quantile_is_not_bounded(make_report: Make) -> None:
+    load = Load(300, 4, None, 1, 1000.0, Quantile(1.0, 0.9, 1.1), Quantile(2.0, 1.9, 2.1), Quantile(3.0, 2.5, None), "here")
+    report = make_report()
+    report = replace(report, speed=replace(report.speed, loads=(load,)))
+    told = "p50 1, p90 2, p99 3 ms [2.5, ?]; 4 clients, 300 requests, 1,000 samples/s"
+    assert told in console.render(report)
+    assert told in _Page(html.render(report)).text
+    assert from_json(to_json(report), Report, "report.json").speed.loads == (load,)

@@ -69,6 +69,19 @@ def test_bench_runs_on_samples_where_they_are_given(engine: Make, onnx_file: Pat
     assert found.inputs == "the first 16 samples of data.npz"
 
 
+def test_bench_puts_each_to_a_load_test_where_clients_are_asked_for(
+    engine: Make, onnx_file: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = engine("one")
+    found = bench([folder, onnx_file], seconds=0.1, concurrency=3)
+    assert list(found.loads) == ["one", "net.onnx"]
+    assert all(load.concurrency == 3 and load.p99.high is not None for load in found.loads.values())
+    capfd.readouterr()
+    assert run(["bench", str(folder), "--seconds", "0.1", "--concurrency", "2"]) == 0
+    assert "; 2 clients, " in capfd.readouterr().out
+    assert run(["bench", str(folder), "--concurrency", "0"]) == 2
+
+
 def test_bench_refuses_what_can_not_be_compared(engine: Make) -> None:
     one = engine("one")
     with pytest.raises(InputError, match="given twice"):
