@@ -18,13 +18,16 @@ from optimizer.demands import SHIPPED, after_demands
 from optimizer.engine import Candidate, Parity, Rung
 from optimizer.errors import UnavailableError
 from optimizer.fusion import fuse
+from optimizer.fusion.rewrites import rewritten
 from optimizer.graph import clone, fixed, sha256
 from optimizer.model import SHAPES, Model
 from optimizer.package.handover import write_handover
 from optimizer.package.passport import Passport, seal
+from optimizer.parity.outputs import Reading
+from optimizer.parity.question import Question
 from optimizer.plan import Capability, Knobs, Plan
-from optimizer.planner.engines import owner
 from optimizer.planner.finals import Evidence, gated, timed
+from optimizer.planner.flips import read
 from optimizer.planner.given import plan_from_file, refuse_what_does_not_fit
 from optimizer.planner.journal import Journal
 from optimizer.planner.problem import Problem
@@ -90,7 +93,7 @@ def deliver(prepared: Prepared, target: Target, folders: Folders, share: int, tr
         for _ in search(state):
             pass
         candidates, subject = gated(state, timed(state, track), evidence, track)
-        problem = owner(state.problems, subject)
+        problem = state.owner(subject.plan)
     assert subject.parity is not None
     ladder = _ladder(prepared, problem, subject, track)
     parity, code = after_demands(prepared.request, subject, subject.parity, ladder)
@@ -144,12 +147,13 @@ def _problem(prepared: Prepared, target: Target, chosen: str, given: Plan | None
     """The problem of one backend: its knobs, the model in shapes that it can take; and notes on these."""
     request = prepared.request
     capability = backend(chosen).capability(target)
+    reading, allowed = _screened_by(prepared)
     model, notes = _shaped(prepared, capability)
     if not capability.integer_operators:
         model, notes = _readable(model, notes)
     knobs, choices = _knobs(chosen, target, request.threads)
     if given is not None:
-        notes = (*notes, *refuse_what_does_not_fit(given, model, chosen, capability, target, request.shapes))
+        notes = (*notes, *refuse_what_does_not_fit(given, rewritten(model, given.rewrites), chosen, capability, target, request.shapes))
         knobs, choices = {**knobs, **({} if request.threads is not None else given.knobs)}, {}
     problem = Problem(
         model=model,
@@ -162,10 +166,22 @@ def _problem(prepared: Prepared, target: Target, chosen: str, given: Plan | None
         table=table_for(prepared, model, track),
         screening=prepared.screening,
         parent=prepared.parent,
+        reading=reading,
+        allowed=allowed,
         shapes=request.shapes,
         given=given,
     )
     return problem, notes
+
+
+def _screened_by(prepared: Prepared) -> tuple[Reading | None, float | None]:
+    """How the search reads decisions from outputs, and what may be lost of them (or in cosine), where the gate's question tells."""
+    question = prepared.question if isinstance(prepared.question, Question) else None
+    metric = read_as(prepared.question, prepared.request.task, prepared.imported)
+    reading = read(metric, prepared.screening, prepared.parent, question.parent.reading if question is not None else None)
+    if question is None or (reading is None and metric.name != "cosine"):
+        return reading, None
+    return reading, abs(question.scores.value - question.threshold)
 
 
 def _backends(asked: Sequence[str], target: Target) -> tuple[str, ...]:

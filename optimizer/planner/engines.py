@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,11 +17,6 @@ from optimizer.planner.problem import Problem
 from optimizer.precision import typed
 from optimizer.progress import Track
 from optimizer.reference import Reference, simulated
-
-
-def owner(problems: Sequence[Problem], candidate: Candidate) -> Problem:
-    """The problem that a candidate solves: its backend's, in the form that its plan asks for."""
-    return next(problem for problem in problems if problem.solves(candidate.plan))
 
 
 def build(problem: Problem, plan: Plan, folder: Path, track: Track) -> tuple[Path | None, Built]:

@@ -15,10 +15,10 @@ from optimizer.engine import Arrays, Candidate, Engine, Parity
 from optimizer.errors import UnavailableError
 from optimizer.parity.gate import NoQuestion, Question, gate, judge, judge_lossless, undecided, with_minimum
 from optimizer.parity.lossless import FEEDS
-from optimizer.planner.engines import opened, owner, running
-from optimizer.planner.pareto import finalists, leaner, thinned
+from optimizer.planner.engines import opened, running
+from optimizer.planner.pareto import finalists, leaner, likeliest, safety, undominated
 from optimizer.planner.problem import Problem
-from optimizer.planner.state import State, front
+from optimizer.planner.state import State, speed
 from optimizer.progress import Track, silent
 from optimizer.reference import Reference
 from optimizer.sequence import error_over_time, independent_after, states_of
@@ -54,12 +54,12 @@ def timed(state: State, track: Track = silent) -> list[Candidate]:
 
 def _contenders(state: State) -> list[Candidate]:
     """The unquantized engine of each backend, and the front of what may ship."""
-    able = [one for one in state.candidates if one.outcome != "not built" and owner(state.problems, one).capability.runs_here]
+    able = [one for one in state.candidates if one.outcome != "not built" and state.owner(one.plan).capability.runs_here]
     if not able or not state.timeable:
         return able
     plain = _plain(state)
-    may = [one for one in able if state.may_ship(one)]
-    return [*plain, *thinned([one for one in front(may) if one not in plain], CONTENDERS)]
+    best = undominated([one for one in able if state.may_ship(one) and one not in plain], speed)
+    return [*plain, *likeliest(sorted(best, key=safety), CONTENDERS, state.bases[0].allowed, speed)]
 
 
 def _plain(state: State) -> list[Candidate]:
@@ -75,7 +75,7 @@ class _Race:
 
 def _race(state: State, candidates: Sequence[Candidate], track: Track) -> _Race:
     device = state.bases[0].target.device
-    with _Garage(state.problems, candidates, state.feed) as garage:
+    with _Garage(state, candidates) as garage:
         runs = {one.name: partial(garage.run, one.name) for one in candidates}
         baseline = _baseline([one.name for one in _plain(state)], runs, garage.ready, device, track)
         return _Race(baseline, race(runs, baseline, seconds=RACE_SECONDS, timed_on=device, ready=garage.ready, track=track))
@@ -106,10 +106,9 @@ def _rebased(candidate: Candidate, candidates: Sequence[Candidate], baseline: st
 class _Garage:
     """The engines of a race, as many of them open at once as there is room for; leaving closes all."""
 
-    def __init__(self, problems: Sequence[Problem], candidates: Sequence[Candidate], feed: Arrays) -> None:
-        self._problems = problems
+    def __init__(self, state: State, candidates: Sequence[Candidate]) -> None:
+        self._state = state
         self._candidates = {one.name: one for one in candidates}
-        self._feed = feed
         self._open: dict[str, Engine] = {}
 
     def __enter__(self) -> _Garage:
@@ -124,11 +123,11 @@ class _Garage:
         if name in self._open:
             return
         self._make_room(self._weights(name))
-        self._open[name] = opened(owner(self._problems, self._candidates[name]), self._candidates[name])
+        self._open[name] = opened(self._state.owner(self._candidates[name].plan), self._candidates[name])
         self.run(name)
 
     def run(self, name: str) -> Arrays:
-        return self._open[name].run(self._feed)
+        return self._open[name].run(self._state.feed)
 
     def _make_room(self, needed: int) -> None:
         while self._open and needed + sum(map(self._weights, self._open)) > ROOM:
@@ -165,7 +164,7 @@ def gated(state: State, candidates: Sequence[Candidate], evidence: Evidence, tra
     wanted = [one for one in candidates if one.outcome != "not built" and state.may_ship(one)]
     if not wanted:
         raise _nothing_to_ship(problem, candidates)
-    order = finalists(wanted, baseline) if any(one.timing for one in candidates) else leaner(wanted, baseline)
+    order = (finalists if any(one.timing for one in candidates) else leaner)(wanted, baseline, problem.allowed)
     judged = gate([(one.name, partial(_judged, state, one, evidence, track)) for one in order])
     parities = {name: parity for name, parity in judged.tries if parity is not None}
     shipped = judged.shipped or next(name for name, parity in reversed(judged.tries) if parity is not None)
@@ -199,7 +198,7 @@ def _tempting(candidates: Sequence[Candidate], parities: Mapping[str, Parity], s
 
 
 def _judged(state: State, candidate: Candidate, evidence: Evidence, track: Track) -> Parity:
-    candidate, problem = state.ready(candidate), owner(state.problems, candidate)
+    candidate, problem = state.ready(candidate), state.owner(candidate.plan)
     gated_on = problem.target.device if problem.capability.runs_here else "simulation"
     track(f"gate: {candidate.name}", 0, 0)
     if candidate.plan.lossless:

@@ -69,12 +69,13 @@ class Journal:
             kept.append(line)
         return kept
 
-    def once(self, kind: str, about: object, of: type[T], measure: Callable[[], T]) -> T:
-        """What `measure` gives, from the record where there is one."""
+    def once(self, kind: str, about: object, of: Any, measure: Callable[[], T]) -> T:
+        """What `measure` gives, of the type `of` (as msgspec takes one), from the record where there is one."""
         name = hashlib.sha256(_encoded(about)).hexdigest()
         if (known := self._records.get((kind, name))) is not None:
             self.recalled += 1
-            return msgspec.json.decode(known, type=of)
+            recorded: T = msgspec.json.decode(known, type=of)
+            return recorded
         value = measure()
         self._records[kind, name] = encoded = _encoded(value)
         with self._file.open("ab") as file:

@@ -15,7 +15,6 @@ from optimizer.errors import UnavailableError
 from optimizer.fusion.rewrites import offers
 from optimizer.graph import quantized
 from optimizer.plan import Plan, Precision, Rewrite
-from optimizer.planner.engines import owner
 from optimizer.planner.plans import everywhere, half, mixed, on_half, ranged, unquantized
 from optimizer.planner.problem import Problem
 from optimizer.planner.repairs import REPAIRS
@@ -73,7 +72,7 @@ def rewritten(state: State) -> Proposals:
                     continue
                 name, plan = next(unquantized(changed))
                 found = yield Proposal(changed, f"{name} {_told(changed)}", plan)
-                if found.outcome != "not built" and state.faster(found, best).low > 1.0:
+                if found.outcome != "not built" and state.faster(found, best):
                     form, best = state.form(changed), found
                     if some is chosen:
                         break
@@ -187,7 +186,7 @@ def _with_best_ranges(state: State, problem: Problem, plan: Plan) -> Plan:
     by_method = {method: ranged(problem, plan, method) for method in METHODS}
     if not by_method["minmax"].ranges:
         return plan
-    errors = {method: state.error(problem, one, _RANGED_ON).error for method, one in by_method.items()}
+    errors = {method: state.error(problem, one, _RANGED_ON) for method, one in by_method.items()}
     best = min(errors, key=lambda method: errors[method])
     others = ", ".join(f"{method} {error:.3g}" for method, error in errors.items() if method != best)
     why = f"{plan.reason}; ranges by {best}: output error {errors[best]:.3g} on calibration samples ({others})"
@@ -199,7 +198,7 @@ def repaired(state: State) -> Proposals:
     done: set[str] = set()
     while len(done) < REPAIRED and (broken := _worth_mending(state, done)) is not None:
         done.add(broken.name)
-        problem = owner(state.problems, broken)
+        problem = state.owner(broken.plan)
         for repair in REPAIRS:
             before = len(state.candidates)
             yield from repair(state, problem, broken)

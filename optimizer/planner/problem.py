@@ -14,6 +14,7 @@ from optimizer.calibrate import calibrate, watched
 from optimizer.engine import Arrays
 from optimizer.fusion.rewrites import rewritten
 from optimizer.model import SAME_NUMBERS, Model
+from optimizer.parity.outputs import Reading
 from optimizer.plan import Capability, Knobs, Plan, Precision, Rewrite, Shape
 
 
@@ -23,7 +24,8 @@ class Problem:
 
     `screening` are a few calibration-side feeds with `parent`, the unquantized model's outputs on them; both are empty where
     there is no calibration data, and then no plan needs any.  `wanted` is "auto" or the precision asked for by name, `choices` are
-    the values that the tuner may give to a knob, `budget` is the share of answers that may be lost.  `rewrites` and `recovery` are
+    the values that the tuner may give to a knob.  `reading` is how decisions are read from the outputs (None where they are none), and
+    `allowed` what may be lost, as a share of decisions or in cosine (None where what the gate asks can't be predicted).  `rewrites` are
     what made this form of the fused model.
     """
 
@@ -39,9 +41,9 @@ class Problem:
     parent: Sequence[Mapping[str, NDArray[Any]]] = ()
     shapes: Mapping[str, Shape] = field(default_factory=dict)
     given: Plan | None = None
-    budget: float = 0.01
+    reading: Reading | None = None
+    allowed: float | None = None
     rewrites: tuple[Rewrite, ...] = ()
-    recovery: tuple[str, ...] = ()
 
     def plan(self, base: Precision, reason: str) -> Plan:
         """A plan with every layer in `base`."""
@@ -50,15 +52,14 @@ class Problem:
             self.target.name,
             base,
             rewrites=self.rewrites,
-            recovery=self.recovery,
             knobs=self.knobs,
             shapes=self.shapes,
             reason=reason,
         )
 
     def solves(self, plan: Plan) -> bool:
-        """Whether a plan is for this backend and this form of the model."""
-        return (plan.backend, plan.rewrites, plan.recovery) == (self.backend, self.rewrites, self.recovery)
+        """Whether a plan is for this backend and this form of the model, before recovery."""
+        return (plan.backend, plan.rewrites) == (self.backend, self.rewrites)
 
     def rewritten(self, chosen: Sequence[Rewrite]) -> Problem:
         """The problem with exact rewrites applied to the model, and statistics of the tensors that are new.

@@ -14,6 +14,7 @@ from optimizer.planner.plans import in_integers, ranged, without_the_worst
 from optimizer.planner.problem import Problem
 from optimizer.planner.sensitivity import sensitivities
 from optimizer.planner.state import Proposal, State
+from optimizer.recovery import STEPS
 
 Proposals = Generator[Proposal, Candidate, None]
 
@@ -22,6 +23,21 @@ _FEW = 4
 
 _SHARES = (0.9, 0.7, 0.5)
 """Shares of the time of the layers in question that stay lowered."""
+
+
+def recovery(state: State, problem: Problem, broken: Candidate) -> Proposals:
+    """The same layers, with what loses less: each step of recovery that brings the outputs nearer is kept."""
+    if not any(how == "int8" for how in broken.plan.precisions.values()) or not problem.screening or problem.table is None:
+        return
+    best = broken
+    for step in STEPS:
+        found = state.recovering(best.plan, step)
+        if found is None:
+            continue
+        plan = replace(found.plan, reason=f"{best.plan.reason}; {found.note}")
+        tried = yield Proposal(problem, f"{_own(problem, broken)} with {' and '.join(plan.recovery)}", plan)
+        if tried.outcome != "not built" and (tried.distance or 0.0) < (best.distance or 0.0):
+            best = tried
 
 
 def behind(state: State, problem: Problem, broken: Candidate) -> Proposals:
@@ -70,11 +86,11 @@ def without_broken(state: State, problem: Problem, broken: Candidate) -> Proposa
     plan = broken.plan
     lowered = [name for name in _lowered(plan, problem) if plan.precision(name).startswith("int8")]
     base = replace(plan, precisions={layer: how for layer, how in plan.precisions.items() if not how.startswith("int8")}, ranges={})
-    nothing = state.error(problem, base, _FEW).error
+    nothing = state.error(problem, base, _FEW)
 
     def error(layers: Sequence[str]) -> float:
         alone = replace(base, precisions={**base.precisions, **{layer: plan.precision(layer) for layer in layers}})
-        return max(state.error(problem, ranged(problem, alone, method_of(plan)), _FEW).error - nothing, 0.0)
+        return max(state.error(problem, ranged(problem, alone, method_of(plan)), _FEW) - nothing, 0.0)
 
     for suffix, left in without_the_worst(plan, sensitivities(lowered, error, state.track)):
         if in_integers(problem, left):
@@ -111,4 +127,4 @@ def _own(problem: Problem, candidate: Candidate) -> str:
     return candidate.name.removeprefix(f"{problem.backend} ")
 
 
-REPAIRS: tuple[Callable[[State, Problem, Candidate], Proposals], ...] = (behind, dearest, without_broken)
+REPAIRS: tuple[Callable[[State, Problem, Candidate], Proposals], ...] = (recovery, behind, dearest, without_broken)

@@ -11,20 +11,26 @@ from functools import partial
 from pathlib import Path
 from shutil import rmtree
 
-from kernels.timing import Timing, race
+from kernels.timing import Timing, quick, race
 from optimizer.backends import backend
 from optimizer.engine import Arrays, Built, Candidate, Engine
 from optimizer.errors import OptimizeError
 from optimizer.graph import HEAVY, weights_bytes
 from optimizer.plan import Plan
-from optimizer.planner.distance import Distance, distance
-from optimizer.planner.engines import build, owner, running, simulation
+from optimizer.planner.distance import Distance, distance, screened
+from optimizer.planner.engines import build, running, simulation
+from optimizer.planner.flips import Flips
 from optimizer.planner.journal import Journal
+from optimizer.planner.pareto import predicted, undominated
 from optimizer.planner.plans import unquantized
 from optimizer.planner.problem import Problem
 from optimizer.progress import Track
+from optimizer.recovery import Form, Step, recovered
 
 GIVEN = "given plan"
+
+USUAL = 0.01
+"""What may be lost where nothing was said of it that can be predicted."""
 
 QUICK_SECONDS = 0.6
 """For a first look at a candidate's time, beside the baseline."""
@@ -49,10 +55,18 @@ class Measured:
     built: Built | None
     timing: Timing | None
     distance: float | None
-    agreement: float | None
+    flips: Flips | None
     outcome: str
     reason: str
     seconds: float
+
+
+@dataclass(frozen=True)
+class Mended:
+    """A plan with one more step of recovery, and what that did, in words."""
+
+    plan: Plan
+    note: str
 
 
 class Clock:
@@ -77,6 +91,7 @@ class State:
         self._open = ExitStack()
         self._yardstick: tuple[str, Engine] | None = None
         self._preferred: dict[str, Problem] = {}
+        self._recovered: list[tuple[Plan, Problem]] = []
         self.left_out: list[str] = []
 
     def close(self) -> None:
@@ -85,7 +100,7 @@ class State:
     @property
     def bases(self) -> Sequence[Problem]:
         """The model as it was fused, for each backend."""
-        return [problem for problem in self.problems if not problem.rewrites and not problem.recovery]
+        return [problem for problem in self.problems if not problem.rewrites]
 
     @property
     def timeable(self) -> bool:
@@ -98,6 +113,44 @@ class State:
         if known is None:
             self.problems.append(problem)
         return known or problem
+
+    def owner(self, plan: Plan) -> Problem:
+        """The problem that a plan solves: its backend's, with the rewrites and the recovery that it asks for.
+
+        Raises:
+            InputError: the plan asks for what does not apply (a plan from a file that does not fit).
+        """
+        known = next((problem for of, problem in self._recovered if of == plan), None)
+        if known is not None:
+            return known
+        problem = next((one for one in self.problems if one.solves(plan)), None)
+        if problem is None:
+            base = next(one for one in self.bases if one.backend == plan.backend)
+            problem = self.form(base.rewritten(plan.rewrites))
+        if not plan.recovery or problem.table is None:
+            return problem
+        form = recovered(Form(problem.model, problem.table), plan, problem.capability, problem.screening)
+        return self._remember(plan, problem, form)
+
+    def _remember(self, plan: Plan, problem: Problem, form: Form) -> Problem:
+        """Keep the form that recovery made for a plan; of several the last two, since each may hold weights of its own."""
+        problem = replace(problem, model=form.model, table=form.table)
+        self._recovered = [*self._recovered[-1:], (plan, problem)]
+        return problem
+
+    def recovering(self, plan: Plan, step: Step) -> Mended | None:
+        """What a step of recovery makes of a plan, None where there is nothing for it."""
+        problem = self.owner(plan)
+
+        def measure() -> Mended | None:
+            assert problem.table is not None
+            found = step(Form(problem.model, problem.table), plan, problem.capability, problem.screening)
+            if found is None:
+                return None
+            self._remember(found.plan, problem, found.form)
+            return Mended(found.plan, found.note)
+
+        return self.journal.once("recovery", [plan, step.__name__], Mended | None, measure)
 
     def prefer(self, form: Problem) -> None:
         """The form that lower precisions are tried on, beside the model as it was fused."""
@@ -137,7 +190,7 @@ class State:
         Raises:
             OptimizeError: it can't be built, and is what was asked for by name.
         """
-        problem = self.form(proposal.problem)
+        problem = self.owner(proposal.plan)
         candidate = Candidate(self.named(problem, proposal.name), proposal.plan)
         if (same := next((one for one in self.candidates if one.plan == proposal.plan), None)) is not None:
             return same
@@ -148,11 +201,13 @@ class State:
             folder=folders[0] if folders else None,
             built=found.built,
             timing=found.timing,
-            distance=math.inf if found.distance is None and problem.screening and found.outcome != "not built" else found.distance,
-            agreement=found.agreement,
+            seconds=found.seconds,
+            gain=self._gain(found.timing),
             outcome=found.outcome,
             reason=found.reason,
         )
+        if problem.screening and found.outcome != "not built":
+            candidate = screened(candidate, Distance(math.inf if found.distance is None else found.distance, found.flips))
         self.candidates.append(candidate)
         self._tidy()
         return candidate
@@ -168,15 +223,21 @@ class State:
             found: Distance | None = None
             if problem.screening:
                 with running(problem, candidate) as engine:
-                    found = distance(problem.parent, engine.run, problem.screening)
+                    found = distance(problem.parent, engine.run, problem.screening, problem.reading)
             timing = self._glance(problem, candidate)
         except OptimizeError as error:
             if self._must_be(problem, proposal):
                 raise
             reason = f"{error.reason} {error.remedy}"
             return Measured(None, None, None, None, "not built", reason, time.monotonic() - start)
-        far, agreement = (found.error, found.agreement) if found is not None else (None, None)
-        return Measured(built, timing, far, agreement, "tried", "", time.monotonic() - start)
+        far = found.error if found is not None and math.isfinite(found.error) else None
+        return Measured(built, timing, far, found.flips if found is not None else None, "tried", "", time.monotonic() - start)
+
+    def _gain(self, timing: Timing | None) -> float | None:
+        """How many times as fast as the fastest of those before; None where nothing was timed."""
+        if timing is None:
+            return None
+        return timing.ratio / max((speed(one) for one in self.candidates if one.outcome != "not built"), default=1.0)
 
     def _must_be(self, problem: Problem, proposal: Proposal) -> bool:
         """Whether the build ends where this one can't be built: of INT8 there are several plans, of which another may do."""
@@ -198,18 +259,17 @@ class State:
             runs = {name: partial(baseline.run, self.feed), candidate.name: partial(engine.run, self.feed)}
             return race(runs, name, seconds=QUICK_SECONDS, timed_on=problem.target.device)[candidate.name]
 
-    def faster(self, candidate: Candidate, other: Candidate) -> Timing:
-        """The timing of a candidate beside another one, in pairs; recalled where the two have been held against each other."""
+    def faster(self, candidate: Candidate, other: Candidate) -> bool:
+        """Whether a candidate is faster than another one for sure, by more than 1 %."""
 
-        def measure() -> Timing:
-            ready = [self.ready(one) for one in (other, candidate)]
+        def measure() -> bool:
             with ExitStack() as stack:
-                runs = {one.name: partial(stack.enter_context(running(owner(self.problems, one), one)).run, self.feed) for one in ready}
-                return race(runs, other.name, seconds=PAIR_SECONDS, timed_on=self.bases[0].target.device)[candidate.name]
+                old, new = (stack.enter_context(running(self.owner(one.plan), self.ready(one))) for one in (other, candidate))
+                return bool(quick(partial(old.run, self.feed), partial(new.run, self.feed), seconds=PAIR_SECONDS).faster)
 
-        return self.journal.once("pair", [candidate.plan, other.plan], Timing, measure)
+        return self.journal.once("pair", [candidate.plan, other.plan], bool, measure)
 
-    def error(self, problem: Problem, plan: Plan, samples: int) -> Distance:
+    def error(self, problem: Problem, plan: Plan, samples: int) -> float:
         """How far a plan takes the outputs on the first few screening samples, by simulation."""
 
         def measure() -> Distance:
@@ -219,14 +279,18 @@ class State:
             finally:
                 engine.close()
 
-        found = self.journal.once("simulated", [plan, samples], _Far, lambda: _far(measure()))
-        return Distance(math.inf if found.error is None else found.error, found.agreement)
+        def finite() -> float | None:
+            error = measure().error
+            return error if math.isfinite(error) else None
+
+        found = self.journal.once("simulated", [plan, samples], float | None, finite)
+        return math.inf if found is None else found
 
     def ready(self, candidate: Candidate) -> Candidate:
         """The candidate with its engine on disk, built again where it was recalled or cleared away."""
         if candidate.outcome == "not built" or (candidate.folder is not None and candidate.folder.exists()):
             return candidate
-        problem = owner(self.problems, candidate)
+        problem = self.owner(candidate.plan)
         if backend(problem.backend).missing(problem.target) is not None:
             return candidate
         folder, built = build(problem, candidate.plan, self._next_folder(), self.track)
@@ -240,14 +304,15 @@ class State:
 
     def _tidy(self) -> None:
         """Engines that another one beats in time and distance are cleared from the disk: there may be many, and they are large."""
-        kept = {one.name for one in (*self.candidates[: len(self.bases)], *front(self.candidates))}
+        able = [one for one in self.candidates if one.outcome != "not built"]
+        kept = {one.name for one in (*self.candidates[: len(self.bases)], *undominated(able, speed))}
         for one in self.candidates[:-1]:
             if one.folder is not None and one.name not in kept:
                 rmtree(one.folder, ignore_errors=True)
 
     def may_ship(self, candidate: Candidate) -> bool:
         """Whether a candidate is what was asked for: with a precision asked for by name only plans that have it are, be they slower."""
-        problem = owner(self.problems, candidate)
+        problem = self.owner(candidate.plan)
         precisions = candidate.plan.precisions.values()
         if problem.given is not None:
             return candidate.name == self.named(problem, GIVEN)
@@ -259,36 +324,10 @@ class State:
 
     def honest(self, candidate: Candidate) -> bool:
         """Whether calibration samples let a candidate hope for the gate."""
-        return candidate.outcome != "not built" and predicted(candidate) <= owner(self.problems, candidate).budget
-
-
-@dataclass(frozen=True)
-class _Far:
-    error: float | None
-    agreement: float | None
-
-
-def _far(found: Distance) -> _Far:
-    return _Far(found.error if math.isfinite(found.error) else None, found.agreement)
+        allowed = self.owner(candidate.plan).allowed
+        return candidate.outcome != "not built" and predicted(candidate) <= (USUAL if allowed is None else allowed)
 
 
 def speed(candidate: Candidate) -> float:
     """How many times as fast as the first candidate; 1 where that was not timed."""
     return candidate.timing.ratio if candidate.timing is not None else 1.0
-
-
-def predicted(candidate: Candidate) -> float:
-    """The share of answers that a candidate is expected to lose, by what calibration samples show; of vectors, 1 - cosine."""
-    if candidate.plan.lossless or candidate.distance is None:
-        return 0.0
-    return candidate.distance**2 / 2
-
-
-def front(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The candidates that no other one beats in both speed and distance."""
-    able = [one for one in candidates if one.outcome != "not built"]
-
-    def beaten(one: Candidate) -> bool:
-        return any(speed(other) > speed(one) and predicted(other) <= predicted(one) for other in able)
-
-    return [one for one in able if not beaten(one)]
