@@ -24,11 +24,14 @@ from optimizer.precision import eligible
 
 Proposals = Generator[Proposal, Candidate, None]
 
-ALONE = 8
+ALONE = 3
 """Places of a rewrite that are tried one by one where all together did not pay, the dearest first."""
 
 REPAIRED = 3
 """Plans that are mended, the fastest first."""
+
+_FEW = 4
+"""Layers that a reason names."""
 
 ALMOST = 0.97
 """A mended plan with so much of the broken one's speed needs no further repair."""
@@ -71,7 +74,7 @@ def rewritten(state: State) -> Proposals:
                 if changed is None:
                     continue
                 name, plan = next(unquantized(changed))
-                found = yield Proposal(changed, f"{name} {_told(changed)}", plan)
+                found = yield Proposal(changed, f"{name} {_told(changed)}", replace(plan, reason=_at(changed)))
                 if found.outcome != "not built" and state.faster(found, best):
                     form, best = state.form(changed), found
                     if some is chosen:
@@ -96,6 +99,11 @@ def _told(form: Problem) -> str:
     return "with " + ", ".join(rule if count == 1 else f"{rule} ({count})" for rule, count in counts.items())
 
 
+def _at(form: Problem) -> str:
+    places = ", ".join(one.layer for one in form.rewrites[:_FEW]) + (f" and {len(form.rewrites) - _FEW} more" * (len(form.rewrites) > _FEW))
+    return f"exact rewrites at {places}"
+
+
 def by_name(state: State) -> Proposals:
     """A plan that was given, or the float precision that was asked for by name."""
     for problem in list(state.bases):
@@ -103,7 +111,7 @@ def by_name(state: State) -> Proposals:
             form = problem.rewritten(problem.given.rewrites) if problem.given.rewrites else problem
             yield Proposal(form, GIVEN, replace(problem.given, knobs=problem.knobs, shapes=problem.shapes))
         for precision in FLOATS:
-            if problem.given is None and problem.wanted == precision:
+            if problem.given is None and problem.wanted == precision != state.plain(problem).plan.base:
                 yield Proposal(problem, precision, half(problem, precision))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from shutil import rmtree
 
@@ -177,8 +178,9 @@ class State:
         """How a candidate is called: by its backend, too, where there are several."""
         return f"{problem.backend} {name}" if len(self.bases) > 1 else name
 
-    def candidate(self, name: str) -> Candidate | None:
-        return next((one for one in self.candidates if one.name == name), None)
+    def _unused(self, name: str) -> str:
+        taken = {one.name for one in self.candidates}
+        return next(each for each in (name, *(f"{name} ({number})" for number in count(2))) if each not in taken)
 
     def plain(self, problem: Problem) -> Candidate:
         """The unquantized candidate of a backend, of the model as it was fused."""
@@ -191,7 +193,7 @@ class State:
             OptimizeError: it can't be built, and is what was asked for by name.
         """
         problem = self.owner(proposal.plan)
-        candidate = Candidate(self.named(problem, proposal.name), proposal.plan)
+        candidate = Candidate(self._unused(self.named(problem, proposal.name)), proposal.plan)
         if (same := next((one for one in self.candidates if one.plan == proposal.plan), None)) is not None:
             return same
         folders: list[Path] = []
