@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from optimizer.backends.openvino.session import FILE, settings
 from optimizer.errors import InputError, UnavailableError
-from optimizer.graph import LARGE, clone, constant, save, weights_bytes
+from optimizer.graph import LARGE, clone, constant, readers, save, weights_bytes
 from optimizer.model import FOR_LAYER, PLANNED, SHAPES, is_layer
 from optimizer.plan import Knobs
 from optimizer.process import isolated, run_worker
@@ -27,16 +27,30 @@ _ANOTHER = "Choose another backend."
 
 @dataclass(frozen=True)
 class Kernel:
-    """A node of the plugin's own graph: `bytes` of its outputs where their sizes are known, `reads` the numbers of its sources."""
+    """A node of the plugin's own graph.
+
+    `layers` are computed by it, in whole or in part, the one that it is about first; of `quantizes` it computes Q/DQ.  `bytes` are
+    those of its outputs, where their sizes are known; `reads` the numbers of its sources.  A `constant` one runs before the first run.
+    """
 
     layers: tuple[str, ...]
+    quantizes: tuple[str, ...]
     kind: str
     primitive: str
     precision: str
     ms: float | None
     bytes: int | None
     reads: tuple[int, ...]
+    constant: bool = False
 
+    @property
+    def owner(self) -> str:
+        """The layer that its time belongs to; "" for what only carries numbers from one kernel to another."""
+        return next(iter((*self.layers, *self.quantizes)), "")
+
+
+_PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_HOLD_PRODUCTS = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul", "Subgraph"})
 
 _OF_NO_LAYER = frozenset({"Const", "Input", "Output", "Reorder"})
 """Kinds of kernels that hold numbers or carry them from one form to another."""
@@ -66,7 +80,8 @@ def written(graph: ir.Model, folder: Path, knobs: Knobs) -> Seen:
         file = Path(scratch).resolve() / "typed.onnx"
         save(_without_unit_scales(graph), file, beside="typed.weights" if weights_bytes(graph) > LARGE else None)
         event = _of_child({"model": str(file), "engine": str((folder / FILE).resolve()), **_request(graph, knobs)}, Path(scratch))
-    return Seen(_attributed([_kernel(told) for told in event["kernels"]]), event["peak"], event["failure"])
+    kernels = _constants_marked([_kernel(told) for told in event["kernels"]])
+    return Seen(_remembered(graph, _attributed(kernels)), event["peak"], event["failure"])
 
 
 def _without_unit_scales(graph: ir.Model) -> ir.Model:
@@ -101,6 +116,7 @@ def _request(graph: ir.Model, knobs: Knobs) -> dict[str, Any]:
         "hint": "bf16" if half else "f32",
         "exact": [layer for layer, precision in planned.items() if half and precision == "fp32"],
         "layers": {value.name: _layer(node) for node in graph.graph for value in node.outputs if value.name and _layer(node)},
+        "quantizers": [value.name for node in graph.graph for value in node.outputs if node.op_type in _Q_DQ],
         "inputs": [value.name for value in graph.graph.inputs],
         "outputs": [value.name for value in graph.graph.outputs],
         "sizes": {name: sizes[1] for name, sizes in usual.items()},
@@ -128,6 +144,7 @@ def _of_child(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 def _kernel(told: Mapping[str, Any]) -> Kernel:
     return Kernel(
         layers=tuple(told["layers"]),
+        quantizes=tuple(told["quantizes"]),
         kind=told["kind"],
         primitive=told["primitive"],
         precision=told["precision"],
@@ -137,18 +154,46 @@ def _kernel(told: Mapping[str, Any]) -> Kernel:
     )
 
 
-def _attributed(kernels: Sequence[Kernel]) -> tuple[Kernel, ...]:
+def _constants_marked(kernels: Sequence[Kernel]) -> list[Kernel]:
+    """The kernels, told which of them give the same numbers in every run; those take no time and are no layer's."""
+    marked: list[Kernel] = []
+    for kernel in kernels:
+        if kernel.kind == "Const" or (kernel.reads and all(marked[number].constant for number in kernel.reads)):
+            kernel = replace(kernel, layers=(), quantizes=(), ms=None, constant=True)
+        marked.append(kernel)
+    return marked
+
+
+def _attributed(kernels: Sequence[Kernel]) -> list[Kernel]:
     """The kernels, those that compute and that no name leads from given to the layer that reads what they compute.
 
     So are parts of a layer that the plugin took apart: a bidirectional LSTM is two kernels without a name.
     """
-    named = list(kernels)
-    for number in reversed(range(len(named))):
-        kernel = named[number]
-        for source in kernel.reads:
-            if kernel.layers and not named[source].layers:
-                named[source] = replace(named[source], layers=kernel.layers[:1])
-    return tuple(
-        kernel if kernel.kind not in _OF_NO_LAYER else replace(kernel, layers=own.layers)
-        for kernel, own in zip(named, kernels, strict=True)
-    )
+    named = [kernel.layers for kernel in kernels]
+    for number in reversed(range(len(kernels))):
+        for source in kernels[number].reads:
+            if named[number] and not kernels[source].owner and not kernels[source].constant and not named[source]:
+                named[source] = named[number][:1]
+    return [
+        kernel if kernel.kind in _OF_NO_LAYER else replace(kernel, layers=layers) for kernel, layers in zip(kernels, named, strict=True)
+    ]
+
+
+def _remembered(graph: ir.Model, kernels: Sequence[Kernel]) -> tuple[Kernel, ...]:
+    """The kernels, with the products in them that OpenVINO forgot to name: merged with what follows, that alone gives its name."""
+    place = {layer: number for number, kernel in reversed(list(enumerate(kernels))) for layer in kernel.layers}
+    found = list(kernels)
+    for node in graph.graph:
+        number = _following(node, place) if node.op_type in _PRODUCTS and node.name not in place else None
+        if number is not None and found[number].kind in _HOLD_PRODUCTS:
+            found[number] = replace(found[number], layers=(node.name or "", *found[number].layers))
+    return tuple(found)
+
+
+def _following(node: ir.Node, place: Mapping[str, int]) -> int | None:
+    """The kernel of the nearest layer behind that has one, where one way leads there."""
+    while len(after := {reader for value in node.outputs for reader in readers(value)}) == 1:
+        node = after.pop()
+        if (number := place.get(_layer(node))) is not None:
+            return number
+    return None

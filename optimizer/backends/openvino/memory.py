@@ -13,7 +13,7 @@ _REPACKED = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul
 
 _NUMBERS = frozenset({"f32", "f16", "bf16", "i8", "u8"})
 
-_BESIDE = frozenset({"Const", "Input", "Output"})
+_BESIDE = frozenset({"Input", "Output"})
 
 
 def memory(seen: Seen, folder: Path) -> Mapping[str, int]:
@@ -34,6 +34,8 @@ def _weights(kernels: Sequence[Kernel]) -> int:
     """Bytes of all weights, each once."""
     held: dict[int, int] = {}
     for kernel in kernels:
+        if kernel.constant:
+            continue
         for number, size in _constants(kernel, kernels).items():
             held[number] = max(held.get(number, 0), size)
     return sum(held.values())
@@ -43,7 +45,12 @@ def _constants(kernel: Kernel, kernels: Sequence[Kernel]) -> dict[int, int]:
     """Bytes by number of the constants that a kernel reads, but for sizes and axes: half of float32 where it runs in BF16."""
     share = 2 if kernel.precision == "bf16" and kernel.kind in _REPACKED else 1
     read = [(number, kernels[number]) for number in kernel.reads]
-    return {number: (one.bytes or 0) // share for number, one in read if one.kind == "Const" and one.precision in _NUMBERS}
+    return {number: _stored(one, share) for number, one in read if one.constant and one.precision in _NUMBERS}
+
+
+def _stored(constant: Kernel, share: int) -> int:
+    """Bytes of a constant as the kernel that reads it holds it: one that a Reorder made for it is so already."""
+    return (constant.bytes or 0) // (share if constant.kind == "Const" else 1)
 
 
 def _peak(kernels: Sequence[Kernel]) -> int | None:
@@ -61,7 +68,7 @@ def _peak(kernels: Sequence[Kernel]) -> int | None:
     alive: dict[int, int] = {}
     highest = 0
     for number, kernel in enumerate(kernels):
-        if kernel.kind not in _BESIDE and stands[number] == number:
+        if kernel.kind not in _BESIDE and not kernel.constant and stands[number] == number:
             alive[number] = kernel.bytes or 0
         highest = max(highest, sum(alive.values()))
         for source in [source for source in alive if last.get(source, -1) <= number]:

@@ -4,9 +4,9 @@ A build does it in a child, to which this file is handed alone (`optimizer.proce
 session of an engine that such a child has run compiles it by the same function.
 
 The request names two files, `model` to read and `engine` to write, with the `hint` of its precision; `layers`, the layer by the
-name of each tensor; `exact`, the layers to mark; `inputs`, `outputs` and the usual `sizes` of inputs by name; `settings` of the
-plugin. What comes back is one event, `built`: `kernels`, the nodes that the plugin runs, in their order, `peak`, the bytes of
-memory that a run took beside the engine, and `failure`, why it could not be run.
+name of each tensor, and `quantizers`, those that Q/DQ give to theirs; `exact`, the layers to mark; `inputs`, `outputs` and the usual
+`sizes` of inputs by name; `settings` of the plugin. What comes back is one event, `built`: `kernels`, the nodes that the plugin runs,
+in their order, `peak`, the bytes of memory that a run took beside the engine, and `failure`, why it could not be run.
 """
 
 from __future__ import annotations
@@ -41,6 +41,12 @@ HINT = ["optimize", "inference_precision"]
 
 NAMES = ["optimize", "names"]
 """Where in the IR the graph's own names stand, JSON: [inputs, outputs], in the order of the IR's. A tensor there may have others."""
+
+Owner = tuple[str, bool]
+"""A layer, and whether the operation is no part of it but a Q/DQ that was put in for it."""
+
+Owners = dict[str, Owner]
+"""Owners of operations by their names."""
 
 ANOTHER = "Choose another backend."
 _UNAVAILABLE = 5
@@ -92,10 +98,10 @@ def release() -> str:
     return str(ov.__version__).partition("-")[0]
 
 
-def _written(request: Mapping[str, Any], engine: Path) -> dict[str, str]:
-    """Write the graph as IR, and return the layer by the name of each of its operations."""
+def _written(request: Mapping[str, Any], engine: Path) -> Owners:
+    """Write the graph as IR, and return the owner by the name of each of its operations."""
     model = ov.Core().read_model(request["model"])
-    owners = _named(model, request["layers"])
+    owners = _named(model, request["layers"], frozenset(request["quantizers"]))
     _named_ports(model.inputs, request["inputs"])
     _named_ports(model.outputs, request["outputs"])
     model.set_rt_info(request["hint"], HINT)
@@ -103,32 +109,32 @@ def _written(request: Mapping[str, Any], engine: Path) -> dict[str, str]:
     ov.save_model(model, engine, compress_to_fp16=False)
     exact = set(request["exact"])
     if exact:
-        _mark(engine, {name for name, layer in owners.items() if layer in exact})
+        _mark(engine, {name for name, (layer, _) in owners.items() if layer in exact})
     return owners
 
 
-def _named(model: Any, layers: Mapping[str, str]) -> dict[str, str]:
+def _named(model: Any, layers: Mapping[str, str], quantizers: Collection[str]) -> Owners:
     """Name every operation after its layer, and tell whose it is: that of the ONNX node whose result it is on the way to.
 
     What the plugin later merges it tells by these names, apart from which OpenVINO's reader knows most operations by numbers. The
     tensors between them lose their names: nobody asks for them, and some can't stand in XML.
     """
-    whose: dict[str, str] = {}
+    whose: dict[str, Owner] = {}
     operations = model.get_ordered_ops()
     for operation in reversed(operations):
-        own = next((layers[name] for port in operation.outputs() for name in port.get_names() if name in layers), None)
-        readers = (reader.get_node() for port in operation.outputs() for reader in port.get_target_inputs())
-        whose[_id(operation)] = own or next((whose[id_] for id_ in map(_id, readers) if whose.get(id_)), "")
-    owners: dict[str, str] = {}
+        names = [name for port in operation.outputs() for name in port.get_names() if name in layers]
+        readers = [_id(reader.get_node()) for port in operation.outputs() for reader in port.get_target_inputs()]
+        own = next(((layers[name], name in quantizers) for name in names), None)
+        owner = own or next((whose[reader] for reader in readers if reader in whose), None)
+        if owner is not None:
+            whose[_id(operation)] = owner
+    owners: Owners = {}
     for number, operation in enumerate(operations):
-        kind, layer = operation.get_type_name(), whose[_id(operation)]
-        if kind in _NEITHER:
-            operation.set_friendly_name(f"{kind}{number}")
-        else:
-            name = f"{_NOT_PLAIN.sub('_', layer)}/{kind}{number}"
-            operation.set_friendly_name(name)
-            if layer:
-                owners[name] = layer
+        kind, owner = operation.get_type_name(), whose.get(_id(operation))
+        name = f"{_NOT_PLAIN.sub('_', owner[0] if owner is not None else '')}/{kind}{number}"
+        operation.set_friendly_name(name)
+        if owner is not None and kind not in _NEITHER:
+            owners[name] = owner
         for port in operation.outputs():
             port.set_names(set())
     return owners
@@ -211,12 +217,13 @@ def _own_memory(at_its_peak: bool = False) -> int:
     return size["VmHWM"] - size["RssFile"] - size["RssShmem"] if at_its_peak else size["RssAnon"]
 
 
-def _kernels(nodes: Sequence[Any], owners: Mapping[str, str], times: Mapping[str, float]) -> list[dict[str, Any]]:
+def _kernels(nodes: Sequence[Any], owners: Owners, times: Mapping[str, float]) -> list[dict[str, Any]]:
     """What is told of each node; `reads` are the numbers of those whose outputs it takes."""
     numbers = {_id(node): number for number, node in enumerate(nodes)}
     return [
         {
-            "layers": list(dict.fromkeys(owners[name] for name in _told(node, "originalLayersNames").split(",") if name in owners)),
+            "layers": _layers(node, owners, quantizer=False),
+            "quantizes": _layers(node, owners, quantizer=True),
             "kind": _told(node, "layerType"),
             "primitive": _told(node, "primitiveType"),
             "precision": _told(node, "runtimePrecision"),
@@ -226,6 +233,12 @@ def _kernels(nodes: Sequence[Any], owners: Mapping[str, str], times: Mapping[str
         }
         for node in nodes
     ]
+
+
+def _layers(node: Any, owners: Owners, quantizer: bool) -> list[str]:
+    """The layers of which a node of the plugin's computes something, or whose Q/DQ it computes."""
+    inside = [owners[name] for name in _told(node, "originalLayersNames").split(",") if name in owners]
+    return list(dict.fromkeys(layer for layer, kind in inside if kind is quantizer))
 
 
 def _told(node: Any, key: str) -> str:
