@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from optimizer.backends.openvino.convert import Kernel, Seen
+from optimizer.backends.openvino.convert import Seen
+from optimizer.backends.openvino.kernels import Kernel
 from optimizer.backends.openvino.session import FILE
 
 _REPACKED = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul", "RNNSeq", "RNNCell"})
@@ -17,11 +18,9 @@ _BESIDE = frozenset({"Input", "Output"})
 
 
 def memory(seen: Seen, folder: Path) -> Mapping[str, int]:
-    """Bytes by kind: `file`, `weights`, and `activations` where the plugin's graph or a run tells them."""
+    """Bytes by kind: `file`, `weights`, and `activations` at their peak, where a run told the sizes."""
     files = sum((folder / FILE).with_suffix(suffix).stat().st_size for suffix in (".xml", ".bin"))
     activations = _peak(seen.kernels)
-    if activations is None:
-        activations = seen.peak
     return {"file": files, "weights": _weights(seen.kernels)} | ({} if activations is None else {"activations": activations})
 
 
@@ -54,7 +53,7 @@ def _stored(constant: Kernel, share: int) -> int:
 
 
 def _peak(kernels: Sequence[Kernel]) -> int | None:
-    """Bytes of all outputs that are alive at once, at most, over one run; None where a size is known only in the run.
+    """Bytes of all outputs that are alive at once, at most, over one run; None where the engine could not be run and a size is free.
 
     Inputs are the caller's.  A Reshape gives what it took under another form, so that what it read lives on in it.
     """

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from optimizer.backends.openvino.convert import Kernel, Seen
+from optimizer.backends.openvino.convert import Seen
+from optimizer.backends.openvino.kernels import Kernel
 from optimizer.backends.openvino.memory import weights_of
 from optimizer.engine import Realised
 from optimizer.graph import constant_nodes

@@ -6,12 +6,11 @@ session of an engine that such a child has run compiles it by the same function.
 The request names two files, `model` to read and `engine` to write, with the `hint` of its precision; `layers`, the layer by the
 name of each tensor, and `quantizers`, those that Q/DQ give to theirs; `exact`, the layers to mark; `inputs`, `outputs` and the usual
 `sizes` of inputs by name; `settings` of the plugin. What comes back is one event, `built`: `kernels`, the nodes that the plugin runs,
-in their order, `peak`, the bytes of memory that a run took beside the engine, and `failure`, why it could not be run.
+in their order, and `failure`, why it could not be run, or "".
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import re
 import sys
@@ -70,8 +69,8 @@ def main(channel: Channel) -> None:
         model, _ = compiled(engine, {**request["settings"], "PERF_COUNT": True})
     except RuntimeError as error:
         channel.refuse(f"OpenVINO {release()} can't compile this engine: {last_line(error)}.", ANOTHER, _UNAVAILABLE)
-    failure, peak, times = _run(model, request["inputs"], request["sizes"])
-    channel.send("built", kernels=_kernels(_nodes(model), owners, times), peak=peak, failure=failure)
+    failure, times = _run(model, request["inputs"], request["sizes"])
+    channel.send("built", kernels=_kernels(_nodes(model), owners, times), failure=failure)
 
 
 def compiled(file: Path, settings: Mapping[str, Any]) -> tuple[ov.CompiledModel, tuple[list[str], list[str]]]:
@@ -165,15 +164,13 @@ def _mark(file: Path, names: Collection[str]) -> None:
     tree.write(file)
 
 
-def _run(model: ov.CompiledModel, names: Sequence[str], usual: Mapping[str, Sequence[int]]) -> tuple[str, int | None, dict[str, float]]:
-    """Run on the first made-up inputs that it takes: why on none, the bytes that the first run took, milliseconds by node."""
+def _run(model: ov.CompiledModel, names: Sequence[str], usual: Mapping[str, Sequence[int]]) -> tuple[str, dict[str, float]]:
+    """Run on the first made-up inputs that it takes: why on none, and milliseconds by node."""
     request, failure = model.create_infer_request(), ""
     for free in _FREE_SIZES:
         feeds = {number: _array(port, usual.get(name), free) for number, (port, name) in enumerate(zip(model.inputs, names, strict=True))}
         try:
-            before = _own_memory()
             request.infer(feeds)
-            peak = _own_memory(at_its_peak=True) - before
             first = _means(model)
             start, runs = time.perf_counter(), 1
             while runs < _LEAST_RUNS or time.perf_counter() - start < _SECONDS:
@@ -184,8 +181,8 @@ def _run(model: ov.CompiledModel, names: Sequence[str], usual: Mapping[str, Sequ
         else:
             # The plugin tells the mean of all runs, of which the first allocates.
             later = {name: (runs * mean - first.get(name, 0)) / (runs - 1) for name, mean in _means(model).items()}
-            return "", max(peak, 0), {name: max(microseconds, 0) / 1000 for name, microseconds in later.items()}
-    return failure, None, {}
+            return "", {name: max(microseconds, 0) / 1000 for name, microseconds in later.items()}
+    return failure, {}
 
 
 def _means(model: ov.CompiledModel) -> dict[str, int]:
@@ -205,16 +202,6 @@ def _array(port: Any, usual: Sequence[int] | None, free: int) -> Any:
     ]
     kind = np.dtype(port.get_element_type().to_dtype())
     return np.random.default_rng(0).standard_normal(sizes).astype(kind) if kind.kind == "f" else np.zeros(sizes, kind)
-
-
-def _own_memory(at_its_peak: bool = False) -> int:
-    """Bytes of memory that no file backs: now, with the peak forgotten, or at their peak since that was asked last."""
-    if not at_its_peak:
-        ctypes.CDLL(None).malloc_trim(0)  # what the compiler left behind would be taken for a run's
-        Path("/proc/self/clear_refs").write_text("5")
-    told = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    size = {name: int(told[name].split()[0]) << 10 for name in ("VmHWM", "RssAnon", "RssFile", "RssShmem")}
-    return size["VmHWM"] - size["RssFile"] - size["RssShmem"] if at_its_peak else size["RssAnon"]
 
 
 def _kernels(nodes: Sequence[Any], owners: Owners, times: Mapping[str, float]) -> list[dict[str, Any]]:
