@@ -30,16 +30,9 @@ def by_time(one: Candidate) -> float:
 
 
 def predicted(one: Candidate) -> float:
-    """What a candidate is predicted to lose, from calibration samples alone: the share of decisions that change.
-
-    Where the outputs decide nothing it is what the mean cosine to the parent's loses, half the squared error; inf where it was not
-    screened.  A plan without a lossy step loses nothing: the gate needs no statistics to pass it.
-    """
-    if one.plan.lossless and one.distance != math.inf:
-        return 0.0
-    if one.flip_rate is not None:
-        return max(one.flip_rate, _NOTHING)
-    return max(_distance(one) ** 2 / 2, _NOTHING)
+    """`Candidate.loss`, inf where that is not known; of lossy plans at least a millionth, to which all smaller ones are equal."""
+    loss = math.inf if one.loss is None else one.loss
+    return loss if one.plan.lossless else max(loss, _NOTHING)
 
 
 def finalists(candidates: Sequence[Candidate], baseline: str, allowed: float | None = None, speed: Speed = by_time) -> list[Candidate]:
