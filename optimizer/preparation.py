@@ -49,7 +49,7 @@ NUMERIC = 4
 FREE_SIZES = (1, 16, 64, 224, 512)
 """Sizes of free dimensions that are tried in turn where there is no data: the first that the model takes is the one."""
 
-PACKAGES = ("optimize", "numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "torch", "tensorrt-rtx")
+PACKAGES = ("optimize", "numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "openvino", "torch", "tensorrt-rtx")
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ _NEITHER = frozenset({"Parameter", "Result", "Constant"})
 _NOT_PLAIN = re.compile(r"[^\w.#+/-]", re.ASCII)
 _NOT_XML = re.compile("[\x00-\x1f\ud800-\udfff\ufffe\uffff]")
 _LEAST_RUNS = 4
-_SECONDS = 0.3
+_SECONDS = 0.2
 _FREE_SIZES = (1, 16, 128, 1024)
 """Sizes that are tried for a free dimension of which nothing is known; the first that the model takes is the one."""
 
