@@ -101,8 +101,8 @@ def test_an_error_ends_all_clients_and_comes_through(error: Exception) -> None:
 
     before = threading.active_count()
     with pytest.raises(type(error), match="broken engine"):
-        load_test(fails_late, requests=10**9, concurrency=3)
-    assert next(calls) < 10**6
+        load_test(fails_late, requests=10**6, concurrency=3)
+    assert next(calls) < 10**4
     assert threading.active_count() == before
     assert gc.isenabled()
 
