@@ -3,6 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from optimizer.backends.openvino.kernels import kernels_from
+from optimizer.backends.openvino.realised import realised
+from optimizer.model import PLANNED
 from optimizer.report.coverage import coverage
 
 PIXELS = {"x": (0.0, 255.0), "t": (0.0, 255.0), "b": (0.0, 9.0), "d": (0.0, 9.0)}
@@ -59,8 +62,25 @@ def test_quantizing_the_inputs_of_attention_s_products_does_not_pass_for_running
     assert made.layer("q0").realised == "int8"
     for product in ("qk", "m0"):
         layer = made.layer(product)
-        assert (layer.realised == "int8") == ("I8" in layer.kernel)
-        assert layer.realised == "int8" or layer.reason.startswith("planned INT8, ran in FP32")
+        assert layer.kernel.startswith("brgemm")
+        assert (layer.realised == "int8") == layer.kernel.endswith("I8")
+        assert layer.realised == "int8" or layer.reason == "planned INT8, ran in FP32: the plugin did not merge MatMul with its Q/DQ"
+
+
+def test_a_product_lost_in_a_fused_attention_is_not_where_its_operand_was_quantized(model) -> None:
+    net = model("g (float[4,4] x, float[4,4] z) => (float[4,4] y) { p = MatMul(x, z)  h = Mul(p, p)  y = Softmax(h) }").graph
+    for node in net.graph:
+        node.metadata_props[PLANNED] = "int8" if node.op_type == "MatMul" else "fp32"
+    told = [
+        {"kind": "Input", "precision": "f32"},
+        {"kind": "Input", "precision": "f32"},
+        {"kind": "Subgraph", "precision": "u8", "reads": [0], "quantizes": ["p"], "ms": 0.25},
+        {"kind": "Subgraph", "precision": "f32", "reads": [2, 1], "layers": ["h", "y"], "ms": 0.5},
+    ]
+    blank = {"layers": [], "quantizes": [], "primitive": "jit", "ms": None, "bytes": 64, "reads": []}
+    product, scaled, soft = realised(net, kernels_from([{**blank, **one} for one in told], net))
+    assert (product.realised, product.ms) == ("fp32", 0.75)
+    assert (scaled.kernel, soft.kernel, scaled.ms) == ("jit of p", "jit of p", None)
 
 
 def test_layers_kept_exact_beside_bf16_are_told_where_the_plugin_does_not_obey(model, built) -> None:
