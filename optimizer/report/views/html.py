@@ -177,7 +177,7 @@ def _coverage(found: Coverage | None) -> str:
         for one in found.missing
     ]
     kinds = ["differs" if one.asked else "" for one in found.missing]
-    missing = f"<details><summary>{len(rows)} layers not in INT8</summary>{_table(columns, rows, kinds)}</details>" if rows else ""
+    missing = f"<details><summary>Not in INT8: {len(rows)}</summary>{_table(columns, rows, kinds)}</details>" if rows else ""
     return f"<p>{markup(found.sentence)}.</p>{missing}"
 
 
