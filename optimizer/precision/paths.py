@@ -47,7 +47,7 @@ INDEX_INPUTS: Mapping[str, tuple[int, ...]] = {
 }
 """Inputs that name places, sizes or codes: one rounding step there means another row. Equal and Unique compare codes."""
 
-_COUNTS: Mapping[str, tuple[int, ...]] = {
+COUNTS: Mapping[str, tuple[int, ...]] = {
     "Cast": (0,),
     "Greater": (0, 1),
     "GreaterOrEqual": (0, 1),
@@ -128,7 +128,7 @@ def _index_tensors(graph: ir.Graph) -> frozenset[str]:
 
 def _exact_inputs(node: ir.Node) -> Iterator[ir.Value]:
     """What a node reads that names places or codes, and what it compares or truncates of counts."""
-    named, counted = INDEX_INPUTS.get(node.op_type, ()), _COUNTS.get(node.op_type, ())
+    named, counted = INDEX_INPUTS.get(node.op_type, ()), COUNTS.get(node.op_type, ())
     for place in (*named, *counted):
         value = node.inputs[place] if place < len(node.inputs) else None
         if value is not None and at_run(value) and (place in named or _counts(node, value)):
