@@ -7,10 +7,10 @@
     python -P benchmarks/engines.py --table                     the tables of what was measured so far, in markdown
 
 Every model is measured by a process of its own, and its result stands in out/engines/MODEL/result.json: a run that was stopped
-goes on with the models that are not whole, `--again` measures anew (what was built is kept; remove its folder to build it again).  All engines of
-a model are timed in turns (engines_race.py), one request at a time on each number of threads, then as many as serve best on all
-of them.  An engine that can't be built, or a neighbour that is not installed, is a row with its reason.  The recipes stand
-in engines_neighbours.py, the data in engines_data.py.  Runs on Linux.
+goes on with the models that are not whole, `--again` measures anew (what was built is kept; remove its folder to build it again).
+All engines of a model are timed in turns (engines_race.py), one request at a time on each number of threads, then as many as
+serve best on all of them.  An engine that can't be built, or a neighbour that is not installed, is a row with its reason.  The
+recipes stand in engines_neighbours.py, the data in engines_data.py.  Runs on Linux.
 """
 
 from __future__ import annotations

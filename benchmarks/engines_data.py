@@ -79,12 +79,14 @@ def cifar(part: Part) -> tuple[Array, Array]:
 
 @cache
 def paragraphs(part: Part) -> tuple[str, ...]:
-    """English prose that every Python brings: the topics of its help, dealt out by topic."""
+    """English prose that every Python brings: the topics of its help, dealt out by topic; what several say goes with the first."""
     from pydoc_data.topics import topics
 
-    texts = [texts for number, (_, texts) in enumerate(sorted(topics.items())) if number % 3 == PARTS.index(part)]
-    prose = [" ".join(one.split()) for text in texts for one in re.split(r"\n\s*\n", text)]
-    return tuple(dict.fromkeys(one for one in prose if len(one.split()) >= 25 and one[0].isalpha() and "   " not in one))
+    found = dict[str, Part]()
+    for number, topic in enumerate(sorted(topics)):
+        for one in re.split(r"\n\s*\n", topics[topic]):
+            found.setdefault(" ".join(one.split()), PARTS[number % 3])
+    return tuple(one for one, owner in found.items() if owner == part and len(one.split()) >= 25 and one[0].isalpha())
 
 
 def sentences(part: Part, count: int) -> list[str]:

@@ -323,6 +323,7 @@ def _nncf() -> Iterator[Engine]:
 
 
 BASELINE = "ONNX Runtime FP32"
+OURS, TIGHT, EXACT = "ours", "ours, 99.9 % (--max-drop 0.1%)", "ours, exact (--precision fp32)"
 ENGINES: Mapping[str, Engine] = {
     one.name: one
     for one in (
@@ -342,16 +343,8 @@ ENGINES: Mapping[str, Engine] = {
         *_nncf(),
         Engine("PyTorch eager", "torch", torch_nothing, partial(torch_load, False), ("torch",), _of_torch),
         Engine("PyTorch compiled", "torch", torch_nothing, partial(torch_load, True), ("torch",), _of_torch),
-        Engine(
-            "ours, exact (--precision fp32)",
-            "ours_exact",
-            partial(ours, {"precision": "fp32"}),
-            ours_load,
-            ("optimizer",),
-            ours=True,
-            everywhere=False,
-        ),
-        Engine("ours, 99.9 % (--max-drop 0.1%)", "ours_tight", partial(ours, {"max_drop": "0.1%"}), ours_load, ("optimizer",), ours=True),
-        Engine("ours", "ours", partial(ours, {}), ours_load, ("optimizer",), ours=True),
+        Engine(EXACT, "ours_exact", partial(ours, {"precision": "fp32"}), ours_load, ("optimizer",), ours=True, everywhere=False),
+        Engine(TIGHT, "ours_tight", partial(ours, {"max_drop": "0.1%"}), ours_load, ("optimizer",), ours=True, everywhere=False),
+        Engine(OURS, "ours", partial(ours, {}), ours_load, ("optimizer",), ours=True),
     )
 }
