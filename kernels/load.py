@@ -28,6 +28,7 @@ T = TypeVar("T")
 QUANTILES: Mapping[str, float] = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 _ERROR = 0.05
+_BLOCKS = 32
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,7 @@ def load_test(
 ) -> Load:
     """Call `run` from `concurrency` threads: after a warm-up at least `requests` times, and as often as `seconds` allow.
 
-    What `run` returns is dropped; what it raises ends the test and comes through. The intervals take the latencies for independent:
-    on a machine with stalls, which strike several requests in a row, they are too narrow. `clock` and `sleep` are parameters for
-    tests.
+    What `run` returns is dropped; what it raises ends the test and comes through. `clock` and `sleep` are parameters for tests.
     """
     spans: list[tuple[float, float]] = []
 
@@ -100,7 +99,7 @@ def load_test(
 
 
 def fewest(name: str) -> int:
-    """How many requests it takes to bound the quantile called `name` from above."""
+    """How many requests it takes at least to bound the quantile called `name` from above; where they wait in rows it takes more."""
     return math.ceil(math.log(_ERROR / 2) / math.log(QUANTILES[name]))
 
 
@@ -154,21 +153,43 @@ class _Shared(Iterator[T]):
 
 
 def quantile_of(milliseconds: NDArray[np.float64], share: float) -> Quantile:
-    """The quantile at `share` of latencies, shape (n,), between two of them: distribution-free, by the binomial of how many lie below.
+    """The quantile at `share` of latencies, shape (n,), in the order in which they were served.
 
-    David and Nagaraja, Order Statistics (2003), 7.1.
+    Its interval lies between two of them and assumes no distribution (David and Nagaraja, Order Statistics, 2003, 7.1).  As stalls
+    strike several requests in a row, only so many count as `_independent` says.
     """
     values, count = np.sort(milliseconds), len(milliseconds)
-    factorials = np.concatenate(([0.0], np.cumsum(np.log(np.arange(1, count + 1)))))
-    below = np.arange(count + 1)
-    chances = np.exp(factorials[-1] - factorials - factorials[::-1] + below * math.log(share) + (count - below) * math.log1p(-share))
-    low = int(np.searchsorted(np.cumsum(chances), _ERROR / 2, side="right"))
-    beyond = int(np.searchsorted(np.cumsum(chances[::-1]), _ERROR / 2, side="right"))
+    value = values[math.ceil(share * count) - 1]
+    alone = _independent(milliseconds > value)
+    below, beyond = _left_out(alone, share)
     return Quantile(
-        float(values[math.ceil(share * count) - 1]),
-        float(values[low - 1]) if low else 0.0,
-        float(values[count - beyond]) if beyond else None,
+        float(value),
+        float(values[(below - 1) * count // alone]) if below else 0.0,
+        float(values[-((beyond - 1) * count // alone) - 1]) if beyond else None,
     )
+
+
+def _left_out(count: int, share: float) -> tuple[int, int]:
+    """How many of `count` sorted values, from the lowest up and from the highest down, lead to the ends of the interval; 0: none does."""
+    logs = np.concatenate(([0.0], np.cumsum(np.log(np.arange(1, count + 1)))))
+    below = np.arange(count + 1)
+    chances = np.exp(logs[-1] - logs - logs[::-1] + below * math.log(share) + (count - below) * math.log1p(-share))
+    low, high = (int(np.searchsorted(np.cumsum(tail), _ERROR / 2, side="right")) for tail in (chances, chances[::-1]))
+    return low, high
+
+
+def _independent(slow: NDArray[np.bool_]) -> int:
+    """How many independent requests tell as much as these, of which some are `slow`: their number over the design effect.
+
+    That is how many times as much the count of slow ones varies between blocks of consecutive requests as it would by chance (Kish,
+    Survey Sampling, 1965).
+    """
+    count, share = len(slow), float(slow.mean())
+    length = max(1, count // _BLOCKS)
+    blocks = slow[: count // length * length].reshape(-1, length).sum(axis=1)
+    if share == 0.0:
+        return count
+    return max(1, round(count / max(1.0, float(blocks.var()) / (length * share * (1 - share)))))
 
 
 def _arrivals(requests: int, seconds: float, rate: float | None, clock: Clock, draw: random.Random) -> Iterator[float]:

@@ -32,6 +32,7 @@ from optimizer.planner.given import plan_from_file, refuse_what_does_not_fit
 from optimizer.planner.journal import Journal
 from optimizer.planner.problem import Problem
 from optimizer.planner.search import search
+from optimizer.planner.serving import under_load
 from optimizer.planner.state import Clock, State
 from optimizer.precision import typed
 from optimizer.precision.integers import as_qdq
@@ -89,14 +90,17 @@ def deliver(prepared: Prepared, target: Target, folders: Folders, share: int, tr
     folder, scratch = folders.whole, folders.scratch
     journal = Journal(folders.kept / TIMINGS, _journal_key(prepared, problems, target), (folders.last / TIMINGS, folders.kept / TIMINGS))
     clock = Clock(_search_seconds(prepared, share))
-    with closing(State(problems, feed, scratch / "engines", journal, clock, track)) as state:
+    with closing(State(problems, feed, scratch / "engines", journal, clock, prepared.request.objective, track)) as state:
         for _ in search(state):
             pass
         candidates, subject = gated(state, timed(state, track), evidence, track)
         problem = state.owner(subject.plan)
-    assert subject.parity is not None
     ladder = _ladder(prepared, problem, subject, track)
-    parity, code = after_demands(prepared.request, subject, subject.parity, ladder)
+    demand = prepared.request.max_latency
+    load = under_load(problem, subject, feed, demand, track) if demand is not None else None
+    subject = replace(subject, loads=(*subject.loads, load)) if load is not None else subject
+    assert subject.parity is not None
+    parity, code = after_demands(prepared.request, subject, subject.parity, ladder, load, candidates)
     written: tuple[str, ...] = ()
     if code in SHIPPED:
         subject = replace(subject, outcome="shipped")
@@ -375,6 +379,7 @@ def _passport(prepared: Prepared, problem: Problem, subject: Candidate, report: 
         timed_on=report.speed.timed_on,
         precision=report.precision.realised,
         knobs=subject.plan.knobs,
+        loads=report.speed.loads,
         preprocessing=report.provenance.preprocessing,
         versions=versions(*PACKAGES),
         calibration=calibration.sha256 if calibration is not None else None,

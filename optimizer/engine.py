@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -172,6 +173,19 @@ class Candidate:
     loads: tuple[Load, ...] = ()
     outcome: str = "tried"
     reason: str = ""
+
+    @property
+    def loss(self) -> float | None:
+        """What it is predicted to lose, from calibration samples alone: the share of decisions that change.
+
+        Where the outputs decide nothing it is what the mean cosine to the parent's loses, half the squared error.  A plan without a
+        lossy step loses nothing, unless it gives no numbers; None where a lossy one was not screened.
+        """
+        if self.plan.lossless and self.distance != math.inf:
+            return 0.0
+        if self.flip_rate is not None or self.distance is None:
+            return self.flip_rate
+        return self.distance**2 / 2
 
 
 @dataclass(frozen=True)

@@ -59,5 +59,5 @@ def held(demand: MaxLatency, load: Load) -> tuple[Verdict, str]:
         return "pass", f"{shown}: within the {demand} that was demanded"
     if seen.low > demand.milliseconds:
         return "fail", f"{shown}: over the {demand} that was demanded"
-    few = f"; it takes {fewest(demand.quantile):,} requests to bound it" if seen.high is None else ""
+    few = f"; requests were slow in rows, or too few: it takes at least {fewest(demand.quantile):,}" if seen.high is None else ""
     return "inconclusive", f"{shown}: whether that holds the {demand} that was demanded is not decided{few}"

@@ -240,22 +240,23 @@ def simulated(typed: ir.Model, written: Collection[str] | None = None) -> ir.Mod
     by_name = _by_name(model)
     _round_inputs(model.graph, by_name, taken)
     halves = [
-        (node, value, half)
+        (node, value, half, value.dtype == half)
         for node in model.graph.all_nodes()
         for value in node.outputs
         if value.name and (half := _half_of(value, by_name)) is not None and (written is None or value.name in written)
     ]
     callers = [value for value in model.graph.inputs if value.dtype in _HALF]
     _retype(model, _HALF, ir.DataType.FLOAT, keep=callers)
-    for node, value, half in halves:
+    for node, value, half, written_so in halves:
         down = _cast_node(value, half, f"{value.name}/half", taken)
         up = _cast_node(down.outputs[0], ir.DataType.FLOAT, f"{value.name}/rounded", taken)
         for index, output in enumerate(model.graph.outputs):
-            if output is value:
+            if output is value and written_so:
                 model.graph.outputs[index] = down.outputs[0]
         value.replace_all_uses_with(up.outputs[0], replace_graph_outputs=True)
         down.replace_input_with(0, value)
-        value.name, (down if down.outputs[0].is_graph_output() else up).outputs[0].name = unique(f"{value.name}/exact", taken), value.name
+        named = down if down.outputs[0].is_graph_output() else up
+        value.name, named.outputs[0].name = unique(f"{value.name}/exact", taken), value.name
         node.graph.insert_after(node, [down, up])  # type: ignore[union-attr]
     for value in callers:
         up = _cast_node(value, ir.DataType.FLOAT, f"{value.name}/wide", taken)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from optimizer.graph import clone, fixed, infer_shapes, static_shape
+from optimizer.graph import clone, constant_nodes, fixed, infer_shapes, static_shape
 from optimizer.model import SHAPES, is_layer
 
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "ConvInteger"})
@@ -24,7 +24,9 @@ def multiplications(model: ir.Model) -> Mapping[str, int]:
 
     Free dimensions have their usual sizes where the graph's metadata tells them; where a size is not known, each weight counts once.
     """
-    return {node.name or "": count for node in _sized(model).graph if is_layer(node) and (count := _count(node))}
+    sized = _sized(model)
+    before = constant_nodes(sized.graph)
+    return {node.name or "": count for node in sized.graph if is_layer(node) and node not in before and (count := _count(node))}
 
 
 def _sized(model: ir.Model) -> ir.Model:

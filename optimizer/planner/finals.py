@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
-from contextlib import closing
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import onnx_ir as ir
 
+from kernels.load import Load
 from kernels.timing import Timing, race
+from optimizer.backends import open_engine
 from optimizer.data import Samples
 from optimizer.engine import Arrays, Candidate, Engine, Parity
 from optimizer.errors import UnavailableError
 from optimizer.parity.gate import NoQuestion, Question, gate, judge, judge_lossless, undecided, with_minimum
 from optimizer.parity.lossless import FEEDS
+from optimizer.plan import Knobs
 from optimizer.planner.engines import opened, running
+from optimizer.planner.objective import better, worth
 from optimizer.planner.pareto import finalists, leaner, likeliest, safety, undominated
 from optimizer.planner.problem import Problem
+from optimizer.planner.serving import raced, streamed
 from optimizer.planner.state import State, speed
 from optimizer.progress import Track, silent
 from optimizer.reference import Reference
@@ -45,10 +50,12 @@ def timed(state: State, track: Track = silent) -> list[Candidate]:
     names = [one.name for one in _contenders(state)]
     if not names:
         return list(state.candidates)
-    ready = [state.ready(one) for one in state.candidates if one.name in names]
-    found = state.journal.once("race", [one.plan for one in ready], _Race, partial(_race, state, ready, track))
+    contenders = [one for one in state.candidates if one.name in names]
+    found = state.journal.once(
+        "race", [state.objective, *(one.plan for one in contenders)], _Race, partial(_race, state, contenders, track)
+    )
     rebased = [_rebased(one, state.candidates, found.baseline) for one in state.candidates]
-    told = [replace(one, timing=found.timings[one.name]) if one.name in found.timings else one for one in rebased]
+    told = [_with(one, found) for one in rebased]
     return sorted(told, key=lambda one: one.name != found.baseline)
 
 
@@ -58,8 +65,9 @@ def _contenders(state: State) -> list[Candidate]:
     if not able or not state.timeable:
         return able
     plain = _plain(state)
-    best = undominated([one for one in able if state.may_ship(one) and one not in plain], speed)
-    return [*plain, *likeliest(sorted(best, key=safety), CONTENDERS, state.bases[0].allowed, speed)]
+    good = worth(state.objective) if state.objective == "size" else speed
+    best = undominated([one for one in able if state.may_ship(one) and one not in plain], good)
+    return [*plain, *likeliest(sorted(best, key=safety), CONTENDERS, state.bases[0].allowed, good)]
 
 
 def _plain(state: State) -> list[Candidate]:
@@ -71,14 +79,53 @@ def _plain(state: State) -> list[Candidate]:
 class _Race:
     baseline: str
     timings: dict[str, Timing]
+    served: dict[str, _Served] = field(default_factory=dict)
 
 
-def _race(state: State, candidates: Sequence[Candidate], track: Track) -> _Race:
+@dataclass(frozen=True)
+class _Served:
+    """How a candidate serves the most samples a second."""
+
+    knobs: dict[str, int | float | str | bool]
+    load: Load | None
+    told: str
+
+
+def _with(one: Candidate, race: _Race) -> Candidate:
+    """A candidate with what the race found of it, if it was in it."""
+    if one.name not in race.timings:
+        return one
+    one = replace(one, timing=race.timings[one.name])
+    if (served := race.served.get(one.name)) is None:
+        return one
+    plan = replace(one.plan, knobs=served.knobs, reason="; ".join(filter(None, (one.plan.reason, served.told))))
+    return replace(one, plan=plan, loads=(served.load,) if served.load is not None else ())
+
+
+def _race(state: State, contenders: Sequence[Candidate], track: Track) -> _Race:
     device = state.bases[0].target.device
+    candidates = [state.ready(one) for one in contenders]
+    if state.objective == "throughput":
+        return _race_of_streams(state, candidates, track)
     with _Garage(state, candidates) as garage:
         runs = {one.name: partial(garage.run, one.name) for one in candidates}
         baseline = _baseline([one.name for one in _plain(state)], runs, garage.ready, device, track)
         return _Race(baseline, race(runs, baseline, seconds=RACE_SECONDS, timed_on=device, ready=garage.ready, track=track))
+
+
+def _race_of_streams(state: State, candidates: Sequence[Candidate], track: Track) -> _Race:
+    """Each with the streams, threads and batch that serve most, all streams busy: ratios are those of samples a second."""
+    served, engines = dict[str, _Served](), dict[str, tuple[Engine, Knobs]]()
+    with ExitStack() as stack:
+        for one in candidates:
+            knobs, load, told = streamed(state.owner(one.plan), one, state.feed, track)
+            served[one.name] = _Served(dict(knobs), load, told)
+            assert one.folder is not None
+            engines[one.name] = (stack.enter_context(closing(open_engine(one.plan.backend, one.folder, knobs))), knobs)
+        rates = {one.name: served[one.name].load for one in _plain(state)}
+        baseline = max(rates, key=lambda name: 0.0 if (load := rates[name]) is None else load.throughput)
+        device = state.bases[0].target.device
+        return _Race(baseline, raced(engines, baseline, state.feed, seconds=RACE_SECONDS, timed_on=device, track=track), served)
 
 
 def _baseline(
@@ -164,7 +211,10 @@ def gated(state: State, candidates: Sequence[Candidate], evidence: Evidence, tra
     wanted = [one for one in candidates if one.outcome != "not built" and state.may_ship(one)]
     if not wanted:
         raise _nothing_to_ship(problem, candidates)
-    order = (finalists if any(one.timing for one in candidates) else leaner)(wanted, baseline, problem.allowed)
+    if any(one.timing for one in candidates):
+        order = finalists(wanted, baseline, problem.allowed, worth(state.objective), partial(better, state.objective))
+    else:
+        order = leaner(wanted, baseline, problem.allowed)
     judged = gate([(one.name, partial(_judged, state, one, evidence, track)) for one in order])
     parities = {name: parity for name, parity in judged.tries if parity is not None}
     shipped = judged.shipped or next(name for name, parity in reversed(judged.tries) if parity is not None)

@@ -5,20 +5,31 @@ from __future__ import annotations
 import math
 
 from optimizer.engine import Candidate
+from optimizer.planner.pareto import Speed, by_time, faster
 from optimizer.request import Objective
 
 
-def objective_key(objective: Objective, candidate: Candidate) -> tuple[float, float]:
-    """A key that sorts candidates from the best to the worst; those for which nothing was measured come last.
+def worth(objective: Objective) -> Speed:
+    """How good a candidate is by what is sought: larger is better, 0 where it was not measured.
 
-    By latency: the time of a run in the race, relative to its baseline.  By throughput: samples a second in the best of its load
-    tests.  By size: bytes of weights and activations.  Equals are told apart by the time of a run.
+    By latency and throughput it is how many times as fast as the baseline of the race it is, which for throughput is run with all
+    streams busy; by size one over its bytes.
     """
-    time = 1 / candidate.timing.ratio if candidate.timing is not None else math.inf
-    if objective == "throughput":
-        return -max((load.throughput for load in candidate.loads), default=0.0), time
+    return _lightness if objective == "size" else by_time
+
+
+def held(candidate: Candidate) -> float:
+    """Bytes that an engine holds while it runs: weights and the activations that are alive at once; inf where nobody tells."""
+    memory = candidate.built.memory if candidate.built is not None else {}
+    return memory.get("weights", memory.get("file", math.inf)) + memory.get("activations", 0)
+
+
+def better(objective: Objective, candidate: Candidate, baseline: Candidate) -> bool:
+    """Whether a candidate is better than the baseline for sure: faster by the lower bound of its ratio, or smaller."""
     if objective == "size":
-        memory = candidate.built.memory if candidate.built is not None else {}
-        held = memory.get("weights", memory.get("file", math.inf))
-        return held + memory.get("activations", 0), time
-    return time, time
+        return held(candidate) < held(baseline)
+    return faster(candidate, baseline)
+
+
+def _lightness(candidate: Candidate) -> float:
+    return 1.0 / held(candidate)

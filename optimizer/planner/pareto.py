@@ -30,29 +30,32 @@ def by_time(one: Candidate) -> float:
 
 
 def predicted(one: Candidate) -> float:
-    """What a candidate is predicted to lose, from calibration samples alone: the share of decisions that change.
-
-    Where the outputs decide nothing it is what the mean cosine to the parent's loses, half the squared error; inf where it was not
-    screened.  A plan without a lossy step loses nothing: the gate needs no statistics to pass it.
-    """
-    if one.plan.lossless and one.distance != math.inf:
-        return 0.0
-    if one.flip_rate is not None:
-        return max(one.flip_rate, _NOTHING)
-    return max(_distance(one) ** 2 / 2, _NOTHING)
+    """`Candidate.loss`, inf where that is not known; of lossy plans at least a millionth, to which all smaller ones are equal."""
+    loss = math.inf if one.loss is None else one.loss
+    return loss if one.plan.lossless else max(loss, _NOTHING)
 
 
-def finalists(candidates: Sequence[Candidate], baseline: str, allowed: float | None = None, speed: Speed = by_time) -> list[Candidate]:
+def faster(one: Candidate, _baseline: Candidate) -> bool:
+    """Whether a candidate is faster than the baseline of the race for sure: the lower bound of its ratio is above 1."""
+    return one.timing is not None and one.timing.low > 1.0
+
+
+def finalists(
+    candidates: Sequence[Candidate],
+    baseline: str,
+    allowed: float | None = None,
+    speed: Speed = by_time,
+    better: Callable[[Candidate, Candidate], bool] = faster,
+) -> list[Candidate]:
     """At most five candidates from the front of speed against predicted loss, from the safest to the fastest.
 
-    Where the baseline is among them it comes first, and a rival has to be faster than it for sure (the lower bound of its ratio
-    is above 1).  `allowed` is what may be lost, as a share of all decisions or in cosine (None: what the gate asks can't be predicted):
-    rivals that are hopelessly beyond it are left out, and of the rest those stay that are likeliest to be what ships.  Order and choice
-    depend on timings and calibration samples alone, never on the data that the gate will see, as fixed-sequence testing
-    demands.
+    Where the baseline is among them it comes first, and a rival has to be `better` than it.  `allowed` is what may be lost, as a
+    share of all decisions or in cosine (None: what the gate asks can't be predicted): rivals that are hopelessly beyond it are left out,
+    and of the rest those stay that are likeliest to be what ships.  Order and choice depend on timings and calibration samples alone,
+    never on the data that the gate will see, as fixed-sequence testing demands.
     """
     base = [one for one in candidates if one.name == baseline]
-    rivals = [one for one in candidates if one.name != baseline and (not base or (one.timing is not None and one.timing.low > 1.0))]
+    rivals = [one for one in candidates if one.name != baseline and (not base or better(one, base[0]))]
     hopeful = [one for one in rivals if not _hopeless(one, allowed)]
     if not base and not hopeful:
         hopeful = sorted(rivals, key=safety)[:1]

@@ -27,6 +27,9 @@ from optimizer.progress import Track, silent
 TUNING_SECONDS = 5.0
 LOAD_SECONDS = 5.0
 
+_TESTED = 2
+"""Requests of a load test, in the least number that can bound its quantile: some of them come in rows."""
+
 ROOM = 1 << 30
 """Bytes of weights that the copies of an engine may hold together while it is found out how many of them serve the most."""
 
@@ -64,7 +67,7 @@ def streamed(problem: Problem, candidate: Candidate, feed: Arrays, track: Track 
         track("load test", 0, 0)
         streams, batch = int(knobs["streams"]), int(knobs["batch"])
         run = partial(engine.run, _stacked(feed, batch))
-        load = load_test(run, requests=fewest("p99"), seconds=LOAD_SECONDS, concurrency=streams, samples=batch, timed_on=device)
+        load = load_test(run, requests=_TESTED * fewest("p99"), seconds=LOAD_SECONDS, concurrency=streams, samples=batch, timed_on=device)
     return knobs, load, "; ".join(filter(None, (larger, alone, faster, few)))
 
 
@@ -76,7 +79,7 @@ def under_load(problem: Problem, candidate: Candidate, feed: Arrays, demand: Max
     with closing(open_engine(problem.backend, candidate.folder, candidate.plan.knobs)) as engine:
         return load_test(
             partial(engine.run, feed),
-            requests=fewest(demand.quantile),
+            requests=_TESTED * fewest(demand.quantile),
             seconds=LOAD_SECONDS,
             concurrency=demand.concurrency if demand.rate is None else int(candidate.plan.knobs.get("streams", 1)),
             rate=demand.rate,

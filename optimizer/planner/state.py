@@ -25,8 +25,9 @@ from optimizer.planner.journal import Journal
 from optimizer.planner.pareto import predicted, undominated
 from optimizer.planner.plans import unquantized
 from optimizer.planner.problem import Problem
-from optimizer.progress import Track
+from optimizer.progress import Track, silent
 from optimizer.recovery import Form, Step, recovered
+from optimizer.request import Objective
 
 GIVEN = "given plan"
 
@@ -84,10 +85,19 @@ class Clock:
 class State:
     """What a search knows. Engines and folders that it holds are given back by `close`."""
 
-    def __init__(self, problems: Sequence[Problem], feed: Arrays, folder: Path, journal: Journal, clock: Clock, track: Track) -> None:
+    def __init__(
+        self,
+        problems: Sequence[Problem],
+        feed: Arrays,
+        folder: Path,
+        journal: Journal,
+        clock: Clock,
+        objective: Objective = "latency",
+        track: Track = silent,
+    ) -> None:
         self.problems: list[Problem] = list(problems)
         self.candidates: list[Candidate] = []
-        self.feed, self.clock, self.track, self.journal = feed, clock, track, journal
+        self.feed, self.clock, self.track, self.journal, self.objective = feed, clock, track, journal, objective
         self._folder, self._count = folder, 0
         self._open = ExitStack()
         self._yardstick: tuple[str, Engine] | None = None

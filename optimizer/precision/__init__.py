@@ -11,6 +11,8 @@ from optimizer.model import BY_NAME, PLANNED, SATURATES, Model, is_layer
 from optimizer.plan import Capability, Plan
 from optimizer.precision.dynamic import quantize_dynamically
 from optimizer.precision.half import halve, raise_opset
+from optimizer.precision.hazards import Hazard, hazards
+from optimizer.precision.masks import bring_within
 from optimizer.precision.overflow import overflowing
 from optimizer.precision.paths import surroundings
 from optimizer.precision.placement import HALF, eligible
@@ -18,7 +20,7 @@ from optimizer.precision.qdq import quantize
 from optimizer.precision.settle import base_of, quantized_tensors, settled
 from optimizer.precision.spots import spots
 
-__all__ = ["eligible", "overflowing", "quantized_tensors", "settled", "typed"]
+__all__ = ["Hazard", "eligible", "hazards", "overflowing", "quantized_tensors", "settled", "typed"]
 
 
 def typed(model: Model, plan: Plan, capability: Capability) -> ir.Model:
@@ -37,15 +39,18 @@ def typed(model: Model, plan: Plan, capability: Capability) -> ir.Model:
     graph = clone(model.graph)
     base = base_of(plan, capability)
     planned = {node.name: plan.precision(node.name or "") for node in graph.graph if is_layer(node)}
-    half = not capability.half_by_name and any(precision in HALF for precision in (base, *planned.values()))
-    if half:
+    halves = {HALF[precision] for precision in (base, *planned.values()) if precision in HALF}
+    written = bool(halves) and not capability.half_by_name
+    if written:
         raise_opset(graph, capability.opset)
     for node in graph.graph:
         if node.name in planned:
             node.metadata_props[PLANNED] = planned[node.name]
     quantize(graph.graph, plan, capability, places)
     quantize_dynamically(graph.graph, plan, capability)
-    if half:
+    for half in halves:
+        bring_within(graph, half)
+    if written:
         _know_types(graph)
         halve(graph, base, exact)
     passes.RemoveUnusedNodesPass()(graph)

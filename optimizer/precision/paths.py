@@ -8,24 +8,32 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from optimizer.graph import constant, readers
+from optimizer.precision import walks
 
 INDEX_INPUTS: Mapping[str, tuple[int, ...]] = {
+    "AffineGrid": (1,),
+    "CenterCropPad": (1,),
     "ConstantOfShape": (0,),
     "Equal": (0, 1),
     "Expand": (1,),
     "Gather": (1,),
     "GatherElements": (1,),
     "GatherND": (1,),
+    "GridSample": (1,),
     "If": (0,),
     "LSTM": (4,),
     "GRU": (4,),
     "Loop": (0, 1),
+    "MaxRoiPool": (1,),
+    "MaxUnpool": (1, 2),
+    "NonMaxSuppression": (2,),
     "OneHot": (0, 1),
     "Pad": (1, 3),
     "Range": (0, 1, 2),
     "Reshape": (1,),
     "Resize": (1, 2, 3),
     "ReverseSequence": (1,),
+    "RoiAlign": (1, 2),
     "ScatterElements": (1,),
     "ScatterND": (1,),
     "Slice": (1, 2, 3, 4),
@@ -33,14 +41,31 @@ INDEX_INPUTS: Mapping[str, tuple[int, ...]] = {
     "Squeeze": (1,),
     "Tile": (1,),
     "TopK": (1,),
+    "Trilu": (1,),
+    "Unique": (0,),
     "Unsqueeze": (1,),
 }
-"""Inputs that name places, sizes or codes: one rounding step there means another row. Equal compares codes."""
+"""Inputs that name places, sizes or codes: one rounding step there means another row. Equal and Unique compare codes."""
+
+COUNTS: Mapping[str, tuple[int, ...]] = {
+    "Cast": (0,),
+    "Greater": (0, 1),
+    "GreaterOrEqual": (0, 1),
+    "Less": (0, 1),
+    "LessOrEqual": (0, 1),
+    "Mod": (0, 1),
+}
+"""Inputs that must stay exact where they are made of integers: positions beside a length, say. BF16 counts to 256, FP16 to 2,048."""
+
+_INTEGERS = frozenset(
+    {ir.DataType.INT8, ir.DataType.INT16, ir.DataType.INT32, ir.DataType.INT64}
+    | {ir.DataType.UINT8, ir.DataType.UINT16, ir.DataType.UINT32, ir.DataType.UINT64}
+)
 
 _CARRIES_INDICES = frozenset(
     {"Abs", "Add", "Cast", "Ceil", "Clip", "Concat", "CumSum", "Div", "Expand", "Flatten", "Floor", "Gather", "GatherElements"}
     | {"GatherND", "Identity", "Max", "Min", "Mod", "Mul", "Neg", "Pad", "ReduceMax", "ReduceMin", "ReduceSum", "Reshape", "Round"}
-    | {"Slice", "Split", "Squeeze", "Sub", "Tile", "Transpose", "Unsqueeze", "Where"}
+    | {"ScatterElements", "ScatterND", "Slice", "Split", "Squeeze", "Sub", "Sum", "Tile", "Transpose", "Trilu", "Unsqueeze", "Where"}
 )
 """Operators whose output may be an index because an input is; a matrix product or an ArgMax makes new numbers."""
 
@@ -88,12 +113,7 @@ def at_run(value: ir.Value | None) -> bool:
 
 def _index_tensors(graph: ir.Graph) -> frozenset[str]:
     """Walks back from every index input through what moves, cuts and counts indices."""
-    waiting = [
-        value
-        for node in graph.all_nodes()
-        for place in INDEX_INPUTS.get(node.op_type, ())
-        if place < len(node.inputs) and (value := node.inputs[place]) is not None and at_run(value)
-    ]
+    waiting = [value for node in graph.all_nodes() for value in _exact_inputs(node)]
     found: dict[str, ir.Value] = {}
     while waiting:
         value = waiting.pop()
@@ -104,6 +124,27 @@ def _index_tensors(graph: ir.Graph) -> frozenset[str]:
         if producer is not None and producer.op_type in _CARRIES_INDICES:
             waiting.extend(source for source in producer.inputs if source is not None and at_run(source))
     return frozenset(found)
+
+
+def _exact_inputs(node: ir.Node) -> Iterator[ir.Value]:
+    """What a node reads that names places or codes, and what it compares or truncates of counts."""
+    named, counted = INDEX_INPUTS.get(node.op_type, ()), COUNTS.get(node.op_type, ())
+    for place in (*named, *counted):
+        value = node.inputs[place] if place < len(node.inputs) else None
+        if value is not None and at_run(value) and (place in named or _counts(node, value)):
+            yield value
+
+
+def _counts(node: ir.Node, value: ir.Value) -> bool:
+    """Whether a float that a node compares, or makes an integer again, was made of integers."""
+    if value.dtype != ir.DataType.FLOAT or (node.op_type == "Cast" and node.outputs[0].dtype not in _INTEGERS):
+        return False
+    return any(_from_integers(made) for made in walks.before(value, _CARRIES_INDICES))
+
+
+def _from_integers(node: ir.Node) -> bool:
+    source = node.inputs[0] if node.op_type == "Cast" else None
+    return node.op_type == "Range" or (source is not None and source.dtype in _INTEGERS)
 
 
 def _attentions(graph: ir.Graph) -> Iterator[Attention]:

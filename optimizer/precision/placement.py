@@ -10,7 +10,7 @@ import onnx_ir as ir
 from optimizer.graph import constant
 from optimizer.model import Model, is_layer
 from optimizer.plan import Capability, Precision
-from optimizer.precision.paths import INDEX_INPUTS, Surroundings, at_run, surroundings
+from optimizer.precision.paths import COUNTS, INDEX_INPUTS, Surroundings, at_run, surroundings
 
 HALF: Mapping[str, ir.DataType] = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 
@@ -178,8 +178,9 @@ def _half_reason(node: ir.Node, around: Surroundings, capability: Capability, ha
         return "its output carries indices, which must stay exact"
     if not defined_for(node, half, capability.opset):
         return f"{node.op_type} has no {half.name} form in opset {capability.opset}"
-    places = [place for place in INDEX_INPUTS.get(node.op_type, ()) if place < len(node.inputs) and at_run(node.inputs[place])]
-    exact = (value for place in places if (value := node.inputs[place]) is not None and value.dtype == ir.DataType.FLOAT)
+    places = (*INDEX_INPUTS.get(node.op_type, ()), *COUNTS.get(node.op_type, ()))
+    read = (node.inputs[place] for place in places if place < len(node.inputs))
+    exact = (value for value in read if value is not None and value.name in around.indices and value.dtype == ir.DataType.FLOAT)
     return next((f"{value.name} carries indices or codes, which must stay exact" for value in exact), None)
 
 

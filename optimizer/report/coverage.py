@@ -48,7 +48,7 @@ class Coverage:
 
 def coverage(realised: Sequence[Realised], reasons: Mapping[str, str] | None = None) -> Coverage | None:
     """The Coverage of a built engine; None where nothing was read back. `reasons` are the plan's for what it did not ask, by layer."""
-    layers = [layer for layer in realised if layer.realised != "folded"]
+    layers = [layer for layer in realised if layer.realised != "folded" or layer.multiplications]
     if not layers or any(layer.realised == UNKNOWN for layer in layers):
         return None
     total = sum(layer.multiplications or 0 for layer in layers)

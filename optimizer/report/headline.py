@@ -69,19 +69,35 @@ def dropped(drop: float | None, low: float | None, high: float | None, metric: s
     return f"{points(drop, metric)} [{bounds}]"
 
 
+def predicted(one: Candidate) -> str:
+    """What a candidate was predicted to lose, by calibration samples, with one-sided 95 % bounds: `0.6 % flip [0.3, 1.1]`."""
+    if one.plan.lossless and one.loss == 0.0:
+        return "nothing"
+    if one.flip_rate is not None and one.flip_low is not None and one.flip_high is not None:
+        return f"{100 * one.flip_rate:.2g} % flip [{100 * one.flip_low:.2g}, {100 * one.flip_high:.2g}]"
+    return f"error {one.distance:.2g}" if one.distance is not None else ""
+
+
+def chance(loss: float, decides: bool) -> str:
+    """A predicted loss for people: `0.62 % of the answers`, or `0.0012 of the cosine`."""
+    if not loss:
+        return "nothing"
+    return f"{100 * loss:.2g} % of the answers" if decides else f"{loss:.2g} of the cosine"
+
+
 def _fast(subject: Candidate, requested: str, quantized: bool) -> str:
-    name, timing = _titled(subject.name) + (" beside the INT8 that it came with" if quantized else ""), subject.timing
+    name, timing = titled(subject.name) + (" beside the INT8 that it came with" if quantized else ""), subject.timing
     if timing is None:
         return f"{name}, not timed"
     if timing.versus == subject.name:
         return f"{name} {timing.milliseconds:.3g} ms" + (", nothing lower was faster and good enough" if requested == "auto" else "")
     bounds = f"[{timing.low:.2f}, {timing.high:.2f}]"
     if timing.ratio < 1:
-        return f"{name} {timing.ratio:.2f}x as fast as {_titled(timing.versus)} {bounds}, slower"
-    return f"{name} {timing.ratio:.2f}x faster than {_titled(timing.versus)} {bounds}"
+        return f"{name} {timing.ratio:.2f}x as fast as {titled(timing.versus)} {bounds}, slower"
+    return f"{name} {timing.ratio:.2f}x faster than {titled(timing.versus)} {bounds}"
 
 
-def _titled(name: str) -> str:
+def titled(name: str) -> str:
     """A candidate's name with its precisions as people write them: `INT8 without 3 layers`."""
     return _PRECISION.sub(lambda found: found[0].upper(), name)
 
@@ -97,7 +113,7 @@ def _lost(parity: Parity) -> str:
     if parity.verdict != _by_bounds(parity):
         return f"{text}; {parity.reason.rstrip('.')}"
     if parity.verdict == "inconclusive":
-        text += f" ({_needed(parity)})"
+        text += f" ({needed(parity)})"
     return text
 
 
@@ -108,7 +124,7 @@ def _by_bounds(parity: Parity) -> Verdict:
     return "pass" if parity.high < parity.budget else "fail" if parity.low > parity.budget else "inconclusive"
 
 
-def _needed(parity: Parity) -> str:
+def needed(parity: Parity) -> str:
     if parity.samples_needed is None:
         return "more samples would not help" if parity.samples else "no evaluation data"
     return f"about {max(parity.samples_needed - parity.samples, 1):,} more samples would decide"
@@ -146,9 +162,9 @@ def _refused(subject: Candidate, candidates: Sequence[Candidate]) -> list[str]:
     assert best.parity is not None
     parity = best.parity
     if parity.verdict == "inconclusive":
-        why = _needed(parity)
+        why = needed(parity)
     elif parity.metric == NUMERIC or parity.drop is None:
         why = parity.reason.rstrip(".")
     else:
         why = f"it would lose {points(parity.drop, parity.metric)}"
-    return [f"{_titled(best.name)} {best.timing.ratio:.2f}x held back: {why}"]
+    return [f"{titled(best.name)} {best.timing.ratio:.2f}x held back: {why}"]

@@ -16,14 +16,16 @@ import msgspec
 
 from kernels.load import Load
 from kernels.target import Target
-from optimizer.engine import Candidate, Parity, Realised, Rung, Verdict
+from optimizer.engine import Candidate, Parity, Point, Realised, Rung, Verdict
 from optimizer.graph import quantized
 from optimizer.model import Fusion, Model, Source
 from optimizer.plan import Knobs
 from optimizer.preprocessing import Preprocessing
 from optimizer.provenance import from_json
 from optimizer.report.coverage import Coverage, coverage
-from optimizer.report.headline import headline_from
+from optimizer.report.headline import headline_from, predicted
+from optimizer.report.outlook import outlook
+from optimizer.report.why import why_it_won
 
 SCHEMA = "optimize.report/1"
 SEVERAL = "optimize.reports/1"
@@ -101,7 +103,8 @@ class CandidateReport:
     """A plan that was tried: `plan` says what it is, `reason` what became of it.
 
     `launches` and `moved_bytes` are static counts, for a target where nothing could be timed.  `metric` differs between candidates:
-    one with no lossy step is judged numerically.
+    one with no lossy step is judged numerically.  `speedup` has a 95 % interval; `loss` is what screening predicts, `predicted` tells it
+    in words; `gain` is its speed over the fastest tried before it, `seconds` what it took to try it.
     """
 
     name: str
@@ -121,7 +124,16 @@ class CandidateReport:
     high: float | None = None
     samples_needed: int | None = None
     distance: float | None = None
+    flip_rate: float | None = None
+    flip_low: float | None = None
+    flip_high: float | None = None
     agreement: float | None = None
+    loss: float | None = None
+    predicted: str = ""
+    speedup_low: float | None = None
+    speedup_high: float | None = None
+    gain: float | None = None
+    seconds: float | None = None
     int8_layers: int = 0
     launches: int | None = None
     moved_bytes: int | None = None
@@ -180,7 +192,8 @@ class Provenance:
 class Report:
     """Everything about one engine for one target: what report.json holds.
 
-    `memory` is the engine's by kind, in bytes, `parent_memory` the unquantized engine's.
+    `memory` is the engine's by kind, in bytes, `parent_memory` the unquantized engine's.  `why` tells in sentences why the plan won,
+    `front` are the candidates that nothing tried was both faster and safer than, `outlook` is what another budget would give.
     """
 
     verdict: Verdict
@@ -198,6 +211,9 @@ class Report:
     calibration: tuple[TensorReport, ...] = ()
     notes: tuple[str, ...] = ()
     parent_memory: Mapping[str, int] = field(default_factory=dict)
+    why: tuple[str, ...] = ()
+    front: tuple[Point, ...] = ()
+    outlook: tuple[str, ...] = ()
     schema: str = SCHEMA
 
 
@@ -249,13 +265,14 @@ def report_from(
     exit_code: int,
     ladder: Sequence[Rung] = (),
     calibration: Sequence[TensorReport] = (),
+    front: Sequence[Point] = (),
     notes: Sequence[str] = (),
     folders: Sequence[Path] = (),
 ) -> Report:
     """The Report of a build.
 
     `subject` is the candidate that ships, or where none does the one that the verdict is about; `candidates` are all that
-    were tried, the subject among them.  `folders` are private folders, see `portable`.
+    were tried, the subject among them, `front` the best of them (`planner.pareto.front`).  `folders` are private folders, see `portable`.
     """
     baseline = next((one for one in candidates if subject.timing and one.name == subject.timing.versus), None)
     speed = _speed(subject, baseline)
@@ -284,6 +301,9 @@ def report_from(
         target=target,
         provenance=provenance,
         calibration=tuple(calibration),
+        why=tuple(portable(said, folders) for said in why_it_won(subject, candidates)) if parity.verdict != "fail" else (),
+        front=tuple(front),
+        outlook=outlook(subject, candidates),
         notes=tuple(portable(note, folders) for note in told),
         parent_memory=dict(parent.memory) if parent is not None else {},
     )
@@ -392,7 +412,16 @@ def _candidate(one: Candidate, folders: Sequence[Path]) -> CandidateReport:
         high=parity.high if parity is not None else None,
         samples_needed=parity.samples_needed if parity is not None else None,
         distance=one.distance,
+        flip_rate=one.flip_rate,
+        flip_low=one.flip_low,
+        flip_high=one.flip_high,
         agreement=one.agreement,
+        loss=one.loss,
+        predicted=predicted(one),
+        speedup_low=one.timing.low if one.timing is not None else None,
+        speedup_high=one.timing.high if one.timing is not None else None,
+        gain=one.gain,
+        seconds=one.seconds,
         int8_layers=sum(layer.realised.startswith("int8") for layer in built.realised) if built is not None else 0,
         launches=len(launches) or None,
         moved_bytes=sum(launch.bytes for launch in launches) or None,

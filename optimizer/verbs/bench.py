@@ -79,7 +79,7 @@ def _loads(runs: Mapping[str, Callable[[], object]], concurrency: int, seconds: 
     loads = {}
     for number, (name, run) in enumerate(runs.items()):
         track("load test", number, len(runs))
-        loads[name] = load_test(run, requests=fewest("p99"), seconds=seconds, concurrency=concurrency, timed_on=device)
+        loads[name] = load_test(run, requests=2 * fewest("p99"), seconds=seconds, concurrency=concurrency, timed_on=device)
     return loads
 
 

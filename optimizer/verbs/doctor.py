@@ -13,7 +13,10 @@ from optimizer.errors import OptimizeError
 from optimizer.process import check_house
 from optimizer.provenance import versions
 
-PACKAGES = ("optimize", "numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "torch", "safetensors", "tensorrt-rtx", "polygraphy")
+PACKAGES = (
+    *("optimize", "numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "openvino"),
+    *("torch", "safetensors", "tensorrt-rtx", "polygraphy"),
+)
 
 
 @dataclass(frozen=True)

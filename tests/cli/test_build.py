@@ -87,20 +87,8 @@ def test_every_word_reaches_the_request(optimize: Run, asked: list[Any]) -> None
     ended = optimize(
         *("build", "net.th", "-o", "out", "--target", "cpu", "--target", "l4", "--backend", "onnxruntime", "--precision", "int8"),
         *("--calibration", "c.npz", "--evaluation", "e.npz", "--task", "classification", "--metric", "top1", "--max-drop", "0.5pp"),
-        *(
-            "--min-metric",
-            "0.8",
-            "--min-speedup",
-            "1.5",
-            "--max-latency",
-            "2ms@p99x4",
-            "--objective",
-            "throughput",
-            "--shapes",
-            "x=1x3x32x32",
-            "--shapes",
-            "y=1:2:4",
-        ),
+        *("--min-metric", "0.8", "--min-speedup", "1.5", "--max-latency", "2ms@p99x4", "--objective", "throughput"),
+        *("--shapes", "x=1x3x32x32", "--shapes", "y=1:2:4"),
         *("--factory", "net.py:make", "--factory-arg", "n=10", "--factory-arg", "m=a=b", "--threads", "1", "--seed", "7"),
         *("--on-inconclusive", "fail", "--require-measured"),
     )

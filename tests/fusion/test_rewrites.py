@@ -10,7 +10,7 @@ import pytest
 
 from optimizer.errors import InputError
 from optimizer.fusion import fuse
-from optimizer.fusion.rewrites import REWRITES, offers, rewritten
+from optimizer.fusion.rewrites import EVERYWHERE, REWRITES, offers, rewritten
 from optimizer.graph import sha256
 from optimizer.model import SAME_NUMBERS, Model, is_layer
 from optimizer.plan import Rewrite
@@ -34,6 +34,29 @@ def test_the_dearest_layer_is_offered_first(two_convolutions: Model) -> None:
     assert found[0] == Rewrite(BLOCKS, "dear")
     assert Rewrite(STRIDES, "small") in found
     assert [each.layer for each in found] == sorted((each.layer for each in found), key=["dear", "small"].index)
+
+
+def test_what_gives_a_little_at_many_layers_is_offered_for_all_of_them(
+    build: Callable[..., Model], same: Callable[[Model, Model], None]
+) -> None:
+    gates = " ".join(
+        f"s{i} = GlobalAveragePool(x{i}) [mul{i}] m{i} = Mul(x{i}, s{i}) [add{i}] x{i + 1} = Add(x{i}, m{i})" for i in range(3)
+    )
+    model = fuse(build("double[1,2,3,4] x0", "double x3", gates), ())
+    found = offers(model)
+    assert found[0] == Rewrite("gate x + x s", EVERYWHERE)
+    assert {each.layer for each in found[1:]} == {"add0", "add1", "add2"}
+    after = rewritten(model, found[:1])
+    same(model, after)
+    assert [node.op_type for node in after.graph.graph] == ["GlobalAveragePool", "Add", "Mul"] * 3
+    assert {fusion.rule for fusion in after.fusions} == {"gate x + x s"}
+    assert not offers(after)
+
+
+def test_a_layer_that_takes_no_time_is_not_offered(build: Callable[..., Model]) -> None:
+    body = "s = GlobalAveragePool(x) m = Mul(x, s) a = Add(x, m) y = Conv(a, w)"
+    dear = build("double[1,2,9,9] x", "double y", body, w=R.normal(size=(16000, 2, 3, 3)))
+    assert offers(fuse(dear, ())) == ()
 
 
 def test_an_offer_can_be_appended_to_the_rewrites_before_it(two_convolutions: Model, same: Callable[[Model, Model], None]) -> None:
@@ -81,6 +104,7 @@ def test_tensors_in_another_arrangement_tell_whose_numbers_they_hold(two_convolu
         (Rewrite(BLOCKS, "small"), "does not apply"),
         (Rewrite(BLOCKS, "act"), "does not apply"),
         (Rewrite("siblings into one layer", "dear"), "does not apply"),
+        (Rewrite("siblings into one layer", EVERYWHERE), "does not apply"),
     ],
 )
 def test_a_plan_that_does_not_fit_is_refused_by_rule_and_layer(two_convolutions: Model, chosen: Rewrite, told: str) -> None:

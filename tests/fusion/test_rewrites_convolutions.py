@@ -290,3 +290,19 @@ def test_every_rewrite_of_a_convolution_refuses_what_it_can_not_read(build: Any,
         model = build("double[1,2,16,16] x, double s", "double y", body, **used)
         for rule in REWRITES:
             assert operators(rewrite(model, rule.name)).count("Conv") == 1
+
+
+@few
+@given(
+    scale=st.sampled_from([(), (1,), (3, 1, 1), (1, 3, 1, 1), (4,), (3, 4, 4)]),
+    shift=st.sampled_from([(), (3, 1, 1), (1, 1, 1, 4)]),
+    between=st.booleans(),
+)
+def test_scale_and_shift_of_channels_are_a_depthwise_convolution(
+    scale: tuple[int, ...], shift: tuple[int, ...], between: bool, build: Any, rewrite: Rewriting, operators: Operators
+) -> None:
+    outputs = "double y, double m" if between else "double y"
+    model = build("double[2,3,4,4] x", outputs, "m = Mul(x, s) y = Add(m, t)", s=R.normal(size=scale), t=R.normal(size=shift))
+    after = rewrite(model, "scale and shift into depthwise convolution")
+    by_channel = all(size in {(), (1,), (3, 1, 1), (1, 3, 1, 1)} for size in (scale, shift))
+    assert operators(after) == (["Conv"] if by_channel and not between else ["Mul", "Add"])

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from kernels.load import Load, Quantile, clients, fewest, load_in_words, load_test, quantile_of
 
@@ -100,8 +101,8 @@ def test_an_error_ends_all_clients_and_comes_through(error: Exception) -> None:
 
     before = threading.active_count()
     with pytest.raises(type(error), match="broken engine"):
-        load_test(fails_late, requests=10**9, concurrency=3)
-    assert next(calls) < 10**6
+        load_test(fails_late, requests=10**6, concurrency=3)
+    assert next(calls) < 10**4
     assert threading.active_count() == before
     assert gc.isenabled()
 
@@ -116,7 +117,8 @@ def test_each_ticket_is_served_once_whoever_draws_it() -> None:
 
 @pytest.mark.parametrize(("count", "low", "high"), [(6, 1, 6), (10, 2, 9), (15, 4, 12), (20, 6, 15), (50, 18, 33), (100, 40, 61)])
 def test_the_interval_of_the_median_is_that_of_the_published_tables(count: int, low: int, high: int) -> None:
-    found = quantile_of(np.arange(1.0, count + 1), 0.5)
+    by_turns = np.arange(1.0, count + 1).reshape(2, -1).T.reshape(-1) if count % 2 == 0 else np.arange(1.0, count + 1)
+    found = quantile_of(by_turns, 0.5)
     assert (found.low, found.high) == (low, high)
 
 
@@ -126,12 +128,28 @@ def test_too_few_requests_leave_a_quantile_unbounded(name: str, share: float) ->
     assert quantile_of(np.ones(fewest(name)), share).high == 1.0
 
 
+def steady(draw: np.random.Generator, count: int) -> NDArray[np.float64]:
+    return draw.exponential(1.0, count)
+
+
+def stalling(draw: np.random.Generator, count: int) -> NDArray[np.float64]:
+    """Now and then a stall strikes about twenty requests in a row."""
+    found = 1 + draw.exponential(0.1, count)
+    for start in np.flatnonzero(draw.random(count) < 0.002):
+        found[start : start + draw.geometric(0.05)] += draw.exponential(5.0)
+    return found
+
+
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
-def test_the_interval_covers_the_true_quantile_in_95_of_100_tests(share: float) -> None:
-    draw, tests = np.random.default_rng(0), 400
-    found = [quantile_of(draw.exponential(1.0, 600), share) for _ in range(tests)]
-    missed = sum(not (one.low <= -math.log(1 - share) <= (one.high or math.inf)) for one in found)
-    assert missed <= 0.05 * tests + 2 * math.sqrt(0.05 * 0.95 * tests)
+@pytest.mark.parametrize(("requests", "missed_at_most"), [(steady, 0.05), (stalling, 0.15)])
+def test_the_interval_covers_the_true_quantile_nearly_as_often_as_it_says_even_where_stalls_strike_many_in_a_row(
+    share: float, requests: Callable[[np.random.Generator, int], NDArray[np.float64]], missed_at_most: float
+) -> None:
+    draw, tests = np.random.default_rng(0), 150
+    truth = float(np.quantile(requests(draw, 1_000_000), share))
+    found = [quantile_of(requests(draw, 8000), share) for _ in range(tests)]
+    missed = sum(not (one.low <= truth <= (one.high or math.inf)) for one in found)
+    assert missed <= missed_at_most * tests + 2 * math.sqrt(0.05 * 0.95 * tests)
 
 
 def test_a_load_is_told_with_its_clients_its_requests_and_how_sure_the_p99_is() -> None:

@@ -16,9 +16,11 @@ import optimizer
 from kernels.load import Load, Quantile, clients
 from kernels.target import this_cpu
 from optimizer.backends import backend
+from optimizer.engine import Engine
 from optimizer.errors import InputError, UnavailableError, VerificationError
 from optimizer.package.load import load
 from optimizer.package.passport import Passport, seal
+from optimizer.plan import Knobs
 from optimizer.preprocessing import InputPreprocessing, Preprocessing
 
 GRAPH = """<ir_version: 9, opset_import: ["": 20]> net (float[batch,3,4,4] input) => (float[batch,3] logits)
@@ -119,7 +121,17 @@ def test_the_passport_carries_the_preprocessing_in_clear(engine: Callable[..., P
     assert content["preprocessing"]["inputs"]["input"]["mean"] == [0.5, 0.5, 0.5]
 
 
-def test_a_loaded_engine_serves_many_threads_in_the_streams_of_its_passport(engine: Callable[..., Path]) -> None:
+def test_a_loaded_engine_serves_many_threads_in_the_streams_of_its_passport(
+    engine: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builder, opened = backend("onnxruntime"), list[Engine]()
+    original = builder.load
+
+    def noted(folder: Path, knobs: Knobs) -> Engine:
+        opened.append(original(folder, knobs))
+        return opened[-1]
+
+    monkeypatch.setattr(builder, "load", noted)
     images = [prepared(raw(samples)) for samples in range(1, 5)]
     with optimizer.load(engine(knobs={**KNOBS, "streams": 2})) as loaded, clients(4) as serve:
 
@@ -128,6 +140,7 @@ def test_a_loaded_engine_serves_many_threads_in_the_streams_of_its_passport(engi
             np.testing.assert_allclose(loaded.run({"input": asked})["logits"], asked.mean(axis=(2, 3)), atol=1e-6)
 
         serve(ask, range(100))
+    assert len(opened) == 2
 
 
 @pytest.mark.parametrize("streams", [0, -1, True, "two", 1.5, 10**9])

@@ -19,7 +19,6 @@ from optimizer.planner.journal import Journal
 from optimizer.planner.problem import Problem
 from optimizer.planner.state import Clock, State
 from optimizer.precision import typed
-from optimizer.progress import silent
 
 TEXT = """<ir_version: 10, opset_import: ["" : 20]>
 net (float[1,64] x) => (float[1,64] y) <float[64,64] w> { [product] y = MatMul(x, w) }"""
@@ -65,7 +64,7 @@ def test_engines_that_do_not_fit_together_are_opened_in_turn(
     monkeypatch.setattr(finals, "ROOM", int(engines * candidates[0].built.memory["weights"]))
     # Candidates that differ in nothing but their names, which no search would propose.
     monkeypatch.setattr(finals, "_contenders", lambda state: state.candidates)
-    state = State([problem], {"x": np.ones((1, 64), np.float32)}, tmp_path, Journal(tmp_path / "journal", {}), Clock(60.0), silent)
+    state = State([problem], {"x": np.ones((1, 64), np.float32)}, tmp_path, Journal(tmp_path / "journal", {}), Clock(60.0))
     state.candidates.extend(candidates)
     found = finals.timed(state)
     assert [one.timing is not None for one in found] == [True] * 4

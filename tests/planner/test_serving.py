@@ -21,7 +21,7 @@ from optimizer.latency import MaxLatency
 from optimizer.model import Model, Source
 from optimizer.plan import Plan, Shape
 from optimizer.planner import serving
-from optimizer.planner.objective import objective_key
+from optimizer.planner.objective import better, worth
 from optimizer.planner.problem import Problem
 from optimizer.planner.serving import streamed, under_load
 from optimizer.precision import typed
@@ -228,8 +228,10 @@ def test_each_objective_sorts_by_what_it_is_about() -> None:
     small = one("small", 1.0, 20.0, {"weights": 20, "activations": 50})
     unknown = Candidate("unknown", Plan("onnxruntime", "cpu", "fp32"))
     tried = [unknown, small, broad, fast]
-    assert [found.name for found in sorted(tried, key=lambda each: objective_key("latency", each))][:2] == ["fast", "broad"]
-    assert [found.name for found in sorted(tried, key=lambda each: objective_key("throughput", each))][:2] == ["broad", "small"]
-    assert [found.name for found in sorted(tried, key=lambda each: objective_key("size", each))][:2] == ["small", "broad"]
+    assert max(tried, key=worth("latency")).name == max(tried, key=worth("throughput")).name == "fast"
+    assert max(tried, key=worth("size")).name == "small"
+    assert better("size", small, fast)
+    assert not better("size", unknown, fast)
+    assert better("latency", fast, broad)
     for objective in ("latency", "throughput", "size"):
-        assert max(tried, key=lambda each: objective_key(objective, each)).name == "unknown"
+        assert min(tried, key=worth(objective)).name == "unknown"

@@ -5,6 +5,7 @@ import onnx_ir as ir
 import pytest
 
 from optimizer.errors import InputError
+from optimizer.model import BY_NAME, PLANNED
 from optimizer.reference import NoTruthError, Reference, float64, sensitivity, simulated
 
 MLP = """<ir_version: 10, opset_import: ["": 20]>
@@ -187,3 +188,29 @@ def test_an_output_that_nobody_named_is_no_tensor_to_round():
     halves = np.full((1, 8, 2), 0.5, np.float16)
     found = Reference(simulated(typed)).run({"x": np.ones((1, 1, 2), np.float16), "w": halves, "r": halves})["last"]
     np.testing.assert_allclose(found.astype(np.float64), np.full((1, 1, 2), wanted), rtol=2e-3)
+
+
+NAMED = """<ir_version: 10, opset_import: ["": 20]>
+net (float[1, 64] x) => (float[1, 64] y)
+{
+  [half] h = Mul(x, x)
+  [float] f = Add(h, x)
+  [again] y = Tanh(f)
+}"""
+
+
+def test_an_engine_that_goes_by_names_is_simulated_as_if_its_types_were_written():
+    model = ir.from_onnx_text(NAMED)
+    for node in model.graph:
+        node.metadata_props[PLANNED] = "fp32" if node.name == "float" else "bf16"
+    x = np.random.default_rng(0).standard_normal((1, 64)).astype(np.float32)
+
+    def rounded(array):
+        return array.astype(ir.DataType.BFLOAT16.numpy()).astype(np.float32)
+
+    whole = Reference(model).run({"x": x})["y"]
+    np.testing.assert_array_equal(Reference(simulated(model)).run({"x": x})["y"], whole)
+    model.metadata_props[BY_NAME] = "true"
+    found = Reference(simulated(model)).run({"x": x})["y"]
+    np.testing.assert_allclose(found, rounded(np.tanh(rounded(rounded(rounded(x) ** 2) + x))), rtol=1e-6)
+    assert np.abs(found - whole).max() > 1e-3

@@ -13,8 +13,9 @@ import pytest
 
 from kernels.load import Load, Quantile
 from kernels.target import Target
-from optimizer.engine import Built, Candidate, Parity, Realised
-from optimizer.plan import Plan
+from kernels.timing import Timing
+from optimizer.engine import Built, Candidate, Parity, Point, Realised
+from optimizer.plan import Plan, Rewrite
 from optimizer.provenance import from_json, to_json
 from optimizer.report.escape import markup, printable
 from optimizer.report.report import Failure, Report, reports_from
@@ -208,3 +209,56 @@ def test_load_tests_are_told_with_their_requests_and_read_back_where_a_quantile_
     assert told in console.render(report)
     assert told in _Page(html.render(report)).text
     assert from_json(to_json(report), Report, "report.json").speed.loads == (load,)
+
+
+@pytest.mark.parametrize("name", ["", HOSTILE[2], HOSTILE[1], HOSTILE[0]])
+def test_the_front_the_reasons_and_other_budgets_stand_in_console_and_page(make_report: Make, name: str) -> None:
+    plan = Plan("openvino", "cpu", "fp32", precisions={"conv": "int8"}, rewrites=(Rewrite("FoldColumns", f"{name}conv1"),))
+    base = Candidate("fp32", Plan("openvino", "cpu", "fp32"), timing=_timing(1.0), distance=1e-7, gain=1.0, seconds=1.5)
+    won = Candidate(f"{name}int8", plan, timing=_timing(2.0), distance=0.1, flip_rate=0.004, flip_low=0.002, flip_high=0.007, gain=1.9)
+    beaten = replace(won, name=f"{name}beaten", timing=_timing(1.5), flip_rate=0.01, gain=None, seconds=3.25)
+    points = [Point(won.name, "openvino", 5.0, 2.0, 0.004, True), Point("fp32", "openvino", 10.0, 1.0, 0.0, True)]
+    won = replace(won, parity=make_report().gate, outcome="shipped")
+    report = make_report(subject=won, candidates=[base, beaten, won], front=points)
+    report = replace(report, outlook=(f"with 2 pp allowed: {name}beaten",))
+    shown, page = console.render(report, width=400), html.render(report)
+    text = _Page(page).text
+    for told in (printable(f"{name}int8"), printable(f"FoldColumns at {name}conv1"), "0.4 % flip [0.2, 0.7]", "1.90x", "3.25"):
+        assert told in shown
+        assert told in text
+    assert printable(f"with 2 pp allowed: {name}beaten") in shown
+    assert "2.00x [1.95, 2.05]" in shown
+    assert "0.4 % of the answers" in shown
+    plot = page[page.index('aria-label="Latency against predicted loss"') :]
+    plot = plot[: plot.index("</svg>")]
+    assert len(re.findall(r'class="point"', plot)) == 2
+    assert len(re.findall(r'class="beaten"', plot)) == 1
+    assert len(re.findall(r'class="front"', plot)) == 1
+    assert _Page(page).tags <= OURS
+    assert "\x1b" not in shown
+
+
+def test_in_the_plot_of_the_front_what_loses_more_stands_higher_and_what_is_faster_to_the_left(make_report: Make) -> None:
+    base = Candidate("fp32", Plan("openvino", "cpu", "fp32"), timing=_timing(1.0), distance=0.0)
+    low = Candidate("int8", Plan("openvino", "cpu", "int8"), timing=_timing(2.0), distance=0.1, flip_rate=0.004)
+    points = [Point("int8", "openvino", 5.0, 2.0, 0.004, True), Point("fp32", "openvino", 10.0, 1.0, 0.0, True)]
+    report = make_report(candidates=[base, low], front=points)
+    page = html.render(report)
+    drawn = {
+        name: (float(x), float(y))
+        for x, y, name in re.findall(r'<circle class="point" cx="([\d.]+)" cy="([\d.]+)" r="[\d.]+"><title>(\w+): [^<]+ms', page)
+    }
+    assert drawn["int8"][0] < drawn["fp32"][0]
+    assert drawn["int8"][1] < drawn["fp32"][1]
+    (budget,) = re.findall(r'class="budget" x1="70.0" x2="770.0" y1="([\d.]+)"', page)
+    assert float(budget) < drawn["int8"][1]
+
+
+def test_there_is_no_front_of_one(make_report: Make) -> None:
+    report = make_report(front=[Point("fp32", "openvino", 10.0, 1.0, 0.0, False)])
+    assert "Latency against predicted loss" not in html.render(report)
+    assert "The front" not in console.render(report)
+
+
+def _timing(ratio: float) -> Timing:
+    return Timing(10 / ratio, 11, 12, "fp32", ratio, ratio - 0.05, ratio + 0.05, 240, "it is certain", "here")

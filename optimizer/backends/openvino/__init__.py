@@ -69,8 +69,7 @@ def build(graph: ir.Model, target: Target, knobs: Knobs, folder: Path, track: Tr
     """Write OpenVINO's IR, `engine.xml` and `engine.bin`, and read back what its CPU plugin makes of each layer.
 
     All of it in a child process, since there are graphs that end the process which reads them. `Built.memory` holds bytes: `file` on
-    disk, `weights` as the plugin holds them, `activations` at their peak: of the plugin's own graph where its sizes are known
-    before a run, else as a run on the usual sizes took them.
+    disk, `weights` as the plugin holds them, `activations` that are alive at once, at most, in a run on the usual sizes.
 
     Raises:
         UnavailableError: OpenVINO can't read or compile the graph, or crashed on it.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -13,10 +13,11 @@ from typing import Any, cast
 import numpy as np
 import onnx_ir as ir
 
+from optimizer.backends.openvino.kernels import Kernel, kernels_from, layer_of
 from optimizer.backends.openvino.session import FILE, settings
 from optimizer.errors import InputError, UnavailableError
 from optimizer.graph import LARGE, clone, constant, save, weights_bytes
-from optimizer.model import FOR_LAYER, PLANNED, SHAPES, is_layer
+from optimizer.model import PLANNED, SHAPES, is_layer
 from optimizer.plan import Knobs
 from optimizer.process import isolated, run_worker
 
@@ -26,28 +27,10 @@ _ANOTHER = "Choose another backend."
 
 
 @dataclass(frozen=True)
-class Kernel:
-    """A node of the plugin's own graph: `bytes` of its outputs where their sizes are known, `reads` the numbers of its sources."""
-
-    layers: tuple[str, ...]
-    kind: str
-    primitive: str
-    precision: str
-    ms: float | None
-    bytes: int | None
-    reads: tuple[int, ...]
-
-
-_OF_NO_LAYER = frozenset({"Const", "Input", "Output", "Reorder"})
-"""Kinds of kernels that hold numbers or carry them from one form to another."""
-
-
-@dataclass(frozen=True)
 class Seen:
-    """The plugin's graph in the order of a run, the bytes that a run took beside the engine, and why it could not be run, or ""."""
+    """The kernels of an engine in the order of a run, and why it could not be run, or ""."""
 
     kernels: tuple[Kernel, ...]
-    peak: int | None
     failure: str
 
 
@@ -66,7 +49,7 @@ def written(graph: ir.Model, folder: Path, knobs: Knobs) -> Seen:
         file = Path(scratch).resolve() / "typed.onnx"
         save(_without_unit_scales(graph), file, beside="typed.weights" if weights_bytes(graph) > LARGE else None)
         event = _of_child({"model": str(file), "engine": str((folder / FILE).resolve()), **_request(graph, knobs)}, Path(scratch))
-    return Seen(_attributed([_kernel(told) for told in event["kernels"]]), event["peak"], event["failure"])
+    return Seen(kernels_from(event["kernels"], graph), event["failure"])
 
 
 def _without_unit_scales(graph: ir.Model) -> ir.Model:
@@ -100,16 +83,13 @@ def _request(graph: ir.Model, knobs: Knobs) -> dict[str, Any]:
     return {
         "hint": "bf16" if half else "f32",
         "exact": [layer for layer, precision in planned.items() if half and precision == "fp32"],
-        "layers": {value.name: _layer(node) for node in graph.graph for value in node.outputs if value.name and _layer(node)},
+        "layers": {value.name: layer_of(node) for node in graph.graph for value in node.outputs if value.name and layer_of(node)},
+        "quantizers": [value.name for node in graph.graph for value in node.outputs if node.op_type in _Q_DQ],
         "inputs": [value.name for value in graph.graph.inputs],
         "outputs": [value.name for value in graph.graph.outputs],
         "sizes": {name: sizes[1] for name, sizes in usual.items()},
         "settings": settings(knobs),
     }
-
-
-def _layer(node: ir.Node) -> str:
-    return node.metadata_props.get(FOR_LAYER) or (node.name or "" if is_layer(node) else "")
 
 
 def _of_child(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -123,32 +103,3 @@ def _of_child(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     except InputError as error:
         raise UnavailableError(error.reason, _ANOTHER) from None
     return told
-
-
-def _kernel(told: Mapping[str, Any]) -> Kernel:
-    return Kernel(
-        layers=tuple(told["layers"]),
-        kind=told["kind"],
-        primitive=told["primitive"],
-        precision=told["precision"],
-        ms=told["ms"],
-        bytes=told["bytes"],
-        reads=tuple(told["reads"]),
-    )
-
-
-def _attributed(kernels: Sequence[Kernel]) -> tuple[Kernel, ...]:
-    """The kernels, those that compute and that no name leads from given to the layer that reads what they compute.
-
-    So are parts of a layer that the plugin took apart: a bidirectional LSTM is two kernels without a name.
-    """
-    named = list(kernels)
-    for number in reversed(range(len(named))):
-        kernel = named[number]
-        for source in kernel.reads:
-            if kernel.layers and not named[source].layers:
-                named[source] = replace(named[source], layers=kernel.layers[:1])
-    return tuple(
-        kernel if kernel.kind not in _OF_NO_LAYER else replace(kernel, layers=own.layers)
-        for kernel, own in zip(named, kernels, strict=True)
-    )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import onnx_ir as ir
 
-from optimizer.backends.openvino.convert import Kernel, Seen
+from optimizer.backends.openvino.convert import Seen
+from optimizer.backends.openvino.kernels import Kernel
 from optimizer.backends.openvino.memory import weights_of
 from optimizer.engine import Realised
 from optimizer.graph import constant_nodes
@@ -22,14 +23,16 @@ _WORTH_TELLING = 0.05
 
 
 def realised(graph: ir.Model, kernels: Sequence[Kernel]) -> tuple[Realised, ...]:
-    """One entry a layer of the typed graph, in its order. What a kernel takes stands with the first layer that it computes."""
+    """One entry a layer of the typed graph, in its order. What a kernel takes stands with the layer that it is about."""
     work, before = multiplications(graph), constant_nodes(graph.graph)
     layers = [node for node in graph.graph if is_layer(node)]
-    inside = {node.name or "": [kernel for kernel in kernels if node.name in kernel.layers] for node in layers}
-    entries = [
-        _computed(node, inside[node.name or ""], kernels) if inside[node.name or ""] else _gone(node, node in before) for node in layers
-    ]
-    return tuple(replace(entry, multiplications=work.get(entry.layer)) for entry in entries)
+    integers = frozenset(node.name or "" for node in layers if not _in_floats(node))
+    entries = []
+    for node in layers:
+        inside = [kernel for kernel in kernels if node.name in kernel.layers]
+        entry = _computed(node, inside, kernels, integers) if inside else _gone(node, node in before)
+        entries.append(replace(entry, multiplications=work.get(entry.layer)))
+    return tuple(entries)
 
 
 def notes(seen: Seen) -> tuple[str, ...]:
@@ -43,12 +46,12 @@ def notes(seen: Seen) -> tuple[str, ...]:
     return (f"Changing the form of numbers between layers (layout, precision) takes {between:.3f} of {total:.3f} ms.",)
 
 
-def _computed(node: ir.Node, inside: Sequence[Kernel], kernels: Sequence[Kernel]) -> Realised:
+def _computed(node: ir.Node, inside: Sequence[Kernel], kernels: Sequence[Kernel], integers: Collection[str]) -> Realised:
     name, planned = node.name or "", node.metadata_props.get(PLANNED, "fp32")
-    computing = [kernel for kernel in inside if kernel.kind not in _MOVES] or inside
-    kernel = max(computing, key=lambda one: (one.layers[0] == name, one.kind in _MAIN, one.precision in _WORDS))
-    precision = _WORDS.get(kernel.precision, planned) if _in_floats(node) else planned
-    own = [one for one in computing if one.layers[0] == name]
+    kernel = max(inside, key=lambda one: (one.layers[0] == name, one.kind in _MAIN, one.kind not in _MOVES, one.precision in _WORDS))
+    # Of what computes with the model's own integers no precision is to be told.
+    precision = planned if name in integers or kernel.layers[0] in integers else _WORDS.get(kernel.precision, planned)
+    own = [one for one in kernels if one.owner == name]
     times = [one.ms for one in own if one.ms is not None]
     outputs = [one.bytes for one in own if one.bytes is not None]
     return Realised(
@@ -65,7 +68,7 @@ def _computed(node: ir.Node, inside: Sequence[Kernel], kernels: Sequence[Kernel]
 
 
 def _in_floats(node: ir.Node) -> bool:
-    """Whether a layer is about float numbers: of what computes with the model's own integers no precision is to be told."""
+    """Whether a layer reads or gives float numbers, or nobody knows."""
     values = [value for value in (*node.inputs, *node.outputs) if value is not None and value.dtype is not None]
     return not values or any(value.dtype.is_floating_point() for value in values if value.dtype is not None)
 
@@ -88,7 +91,7 @@ def _why(node: ir.Node, planned: str, found: str, kernel: Kernel) -> str:
     if planned == "bf16":
         return f"{ran}: the plugin keeps {kernel.kind} in FP32 here"
     if planned == "int8":
-        return f"{ran}: the plugin did not merge {kernel.kind} with its Q/DQ"
+        return f"{ran}: the plugin did not merge {node.op_type} with its Q/DQ"
     if found == "fp16":
         return "the model itself holds FP16 here"
     return f"{ran}: its neighbours are INT8, and it takes or gives their 8-bit numbers as they are"

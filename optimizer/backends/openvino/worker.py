@@ -4,14 +4,13 @@ A build does it in a child, to which this file is handed alone (`optimizer.proce
 session of an engine that such a child has run compiles it by the same function.
 
 The request names two files, `model` to read and `engine` to write, with the `hint` of its precision; `layers`, the layer by the
-name of each tensor; `exact`, the layers to mark; `inputs`, `outputs` and the usual `sizes` of inputs by name; `settings` of the
-plugin. What comes back is one event, `built`: `kernels`, the nodes that the plugin runs, in their order, `peak`, the bytes of
-memory that a run took beside the engine, and `failure`, why it could not be run.
+name of each tensor, and `quantizers`, those that Q/DQ give to theirs; `exact`, the layers to mark; `inputs`, `outputs` and the usual
+`sizes` of inputs by name; `settings` of the plugin. What comes back is one event, `built`: `kernels`, the nodes that the plugin runs,
+in their order, and `failure`, why it could not be run, or "".
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import re
 import sys
@@ -42,13 +41,19 @@ HINT = ["optimize", "inference_precision"]
 NAMES = ["optimize", "names"]
 """Where in the IR the graph's own names stand, JSON: [inputs, outputs], in the order of the IR's. A tensor there may have others."""
 
+Owner = tuple[str, bool]
+"""A layer, and whether the operation is no part of it but a Q/DQ that was put in for it."""
+
+Owners = dict[str, Owner]
+"""Owners of operations by their names."""
+
 ANOTHER = "Choose another backend."
 _UNAVAILABLE = 5
 _NEITHER = frozenset({"Parameter", "Result", "Constant"})
 _NOT_PLAIN = re.compile(r"[^\w.#+/-]", re.ASCII)
 _NOT_XML = re.compile("[\x00-\x1f\ud800-\udfff\ufffe\uffff]")
 _LEAST_RUNS = 4
-_SECONDS = 0.3
+_SECONDS = 0.2
 _FREE_SIZES = (1, 16, 128, 1024)
 """Sizes that are tried for a free dimension of which nothing is known; the first that the model takes is the one."""
 
@@ -64,8 +69,8 @@ def main(channel: Channel) -> None:
         model, _ = compiled(engine, {**request["settings"], "PERF_COUNT": True})
     except RuntimeError as error:
         channel.refuse(f"OpenVINO {release()} can't compile this engine: {last_line(error)}.", ANOTHER, _UNAVAILABLE)
-    failure, peak, times = _run(model, request["inputs"], request["sizes"])
-    channel.send("built", kernels=_kernels(_nodes(model), owners, times), peak=peak, failure=failure)
+    failure, times = _run(model, request["inputs"], request["sizes"])
+    channel.send("built", kernels=_kernels(_nodes(model), owners, times), failure=failure)
 
 
 def compiled(file: Path, settings: Mapping[str, Any]) -> tuple[ov.CompiledModel, tuple[list[str], list[str]]]:
@@ -92,10 +97,10 @@ def release() -> str:
     return str(ov.__version__).partition("-")[0]
 
 
-def _written(request: Mapping[str, Any], engine: Path) -> dict[str, str]:
-    """Write the graph as IR, and return the layer by the name of each of its operations."""
+def _written(request: Mapping[str, Any], engine: Path) -> Owners:
+    """Write the graph as IR, and return the owner by the name of each of its operations."""
     model = ov.Core().read_model(request["model"])
-    owners = _named(model, request["layers"])
+    owners = _named(model, request["layers"], frozenset(request["quantizers"]))
     _named_ports(model.inputs, request["inputs"])
     _named_ports(model.outputs, request["outputs"])
     model.set_rt_info(request["hint"], HINT)
@@ -103,32 +108,32 @@ def _written(request: Mapping[str, Any], engine: Path) -> dict[str, str]:
     ov.save_model(model, engine, compress_to_fp16=False)
     exact = set(request["exact"])
     if exact:
-        _mark(engine, {name for name, layer in owners.items() if layer in exact})
+        _mark(engine, {name for name, (layer, _) in owners.items() if layer in exact})
     return owners
 
 
-def _named(model: Any, layers: Mapping[str, str]) -> dict[str, str]:
+def _named(model: Any, layers: Mapping[str, str], quantizers: Collection[str]) -> Owners:
     """Name every operation after its layer, and tell whose it is: that of the ONNX node whose result it is on the way to.
 
     What the plugin later merges it tells by these names, apart from which OpenVINO's reader knows most operations by numbers. The
     tensors between them lose their names: nobody asks for them, and some can't stand in XML.
     """
-    whose: dict[str, str] = {}
+    whose: dict[str, Owner] = {}
     operations = model.get_ordered_ops()
     for operation in reversed(operations):
-        own = next((layers[name] for port in operation.outputs() for name in port.get_names() if name in layers), None)
-        readers = (reader.get_node() for port in operation.outputs() for reader in port.get_target_inputs())
-        whose[_id(operation)] = own or next((whose[id_] for id_ in map(_id, readers) if whose.get(id_)), "")
-    owners: dict[str, str] = {}
+        names = [name for port in operation.outputs() for name in port.get_names() if name in layers]
+        readers = [_id(reader.get_node()) for port in operation.outputs() for reader in port.get_target_inputs()]
+        own = next(((layers[name], name in quantizers) for name in names), None)
+        owner = own or next((whose[reader] for reader in readers if reader in whose), None)
+        if owner is not None:
+            whose[_id(operation)] = owner
+    owners: Owners = {}
     for number, operation in enumerate(operations):
-        kind, layer = operation.get_type_name(), whose[_id(operation)]
-        if kind in _NEITHER:
-            operation.set_friendly_name(f"{kind}{number}")
-        else:
-            name = f"{_NOT_PLAIN.sub('_', layer)}/{kind}{number}"
-            operation.set_friendly_name(name)
-            if layer:
-                owners[name] = layer
+        kind, owner = operation.get_type_name(), whose.get(_id(operation))
+        name = f"{_NOT_PLAIN.sub('_', owner[0] if owner is not None else '')}/{kind}{number}"
+        operation.set_friendly_name(name)
+        if owner is not None and kind not in _NEITHER:
+            owners[name] = owner
         for port in operation.outputs():
             port.set_names(set())
     return owners
@@ -159,15 +164,13 @@ def _mark(file: Path, names: Collection[str]) -> None:
     tree.write(file)
 
 
-def _run(model: ov.CompiledModel, names: Sequence[str], usual: Mapping[str, Sequence[int]]) -> tuple[str, int | None, dict[str, float]]:
-    """Run on the first made-up inputs that it takes: why on none, the bytes that the first run took, milliseconds by node."""
+def _run(model: ov.CompiledModel, names: Sequence[str], usual: Mapping[str, Sequence[int]]) -> tuple[str, dict[str, float]]:
+    """Run on the first made-up inputs that it takes: why on none, and milliseconds by node."""
     request, failure = model.create_infer_request(), ""
     for free in _FREE_SIZES:
         feeds = {number: _array(port, usual.get(name), free) for number, (port, name) in enumerate(zip(model.inputs, names, strict=True))}
         try:
-            before = _own_memory()
             request.infer(feeds)
-            peak = _own_memory(at_its_peak=True) - before
             first = _means(model)
             start, runs = time.perf_counter(), 1
             while runs < _LEAST_RUNS or time.perf_counter() - start < _SECONDS:
@@ -178,8 +181,8 @@ def _run(model: ov.CompiledModel, names: Sequence[str], usual: Mapping[str, Sequ
         else:
             # The plugin tells the mean of all runs, of which the first allocates.
             later = {name: (runs * mean - first.get(name, 0)) / (runs - 1) for name, mean in _means(model).items()}
-            return "", max(peak, 0), {name: max(microseconds, 0) / 1000 for name, microseconds in later.items()}
-    return failure, None, {}
+            return "", {name: max(microseconds, 0) / 1000 for name, microseconds in later.items()}
+    return failure, {}
 
 
 def _means(model: ov.CompiledModel) -> dict[str, int]:
@@ -201,22 +204,13 @@ def _array(port: Any, usual: Sequence[int] | None, free: int) -> Any:
     return np.random.default_rng(0).standard_normal(sizes).astype(kind) if kind.kind == "f" else np.zeros(sizes, kind)
 
 
-def _own_memory(at_its_peak: bool = False) -> int:
-    """Bytes of memory that no file backs: now, with the peak forgotten, or at their peak since that was asked last."""
-    if not at_its_peak:
-        ctypes.CDLL(None).malloc_trim(0)  # what the compiler left behind would be taken for a run's
-        Path("/proc/self/clear_refs").write_text("5")
-    told = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    size = {name: int(told[name].split()[0]) << 10 for name in ("VmHWM", "RssAnon", "RssFile", "RssShmem")}
-    return size["VmHWM"] - size["RssFile"] - size["RssShmem"] if at_its_peak else size["RssAnon"]
-
-
-def _kernels(nodes: Sequence[Any], owners: Mapping[str, str], times: Mapping[str, float]) -> list[dict[str, Any]]:
+def _kernels(nodes: Sequence[Any], owners: Owners, times: Mapping[str, float]) -> list[dict[str, Any]]:
     """What is told of each node; `reads` are the numbers of those whose outputs it takes."""
     numbers = {_id(node): number for number, node in enumerate(nodes)}
     return [
         {
-            "layers": list(dict.fromkeys(owners[name] for name in _told(node, "originalLayersNames").split(",") if name in owners)),
+            "layers": _layers(node, owners, quantizer=False),
+            "quantizes": _layers(node, owners, quantizer=True),
             "kind": _told(node, "layerType"),
             "primitive": _told(node, "primitiveType"),
             "precision": _told(node, "runtimePrecision"),
@@ -226,6 +220,12 @@ def _kernels(nodes: Sequence[Any], owners: Mapping[str, str], times: Mapping[str
         }
         for node in nodes
     ]
+
+
+def _layers(node: Any, owners: Owners, quantizer: bool) -> list[str]:
+    """The layers of which a node of the plugin's computes something, or whose Q/DQ it computes."""
+    inside = [owners[name] for name in _told(node, "originalLayersNames").split(",") if name in owners]
+    return list(dict.fromkeys(layer for layer, kind in inside if kind is quantizer))
 
 
 def _told(node: Any, key: str) -> str:

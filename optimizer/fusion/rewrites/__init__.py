@@ -15,6 +15,7 @@ from optimizer.errors import InputError
 from optimizer.fusion import ORDER, fuse, step
 from optimizer.fusion.conditions import known
 from optimizer.fusion.rewrites import (
+    affine,
     blocks,
     chains,
     focus,
@@ -50,6 +51,7 @@ REWRITES: tuple[Rewriter, ...] = (
     *focus.RULES,
     *transposed.RULES,
     *gates.RULES,
+    *affine.RULES,
     *strides.RULES,
     *blocks.RULES,
     *windows.RULES,
@@ -70,23 +72,39 @@ TIDY = (
 )
 """What clears up behind a rewrite: operators behind it drawn in, constants folded, the unused removed, reshapes and transposes joined."""
 
-MOVED = 8
+EVERYWHERE = "*"
+"""Stands for every layer where a rule applies: what gives a little at each of many is only seen in all together."""
+
+LEAST = 0.01
+"""Part of a model's price from which on a layer is offered: a timing does not tell less."""
+
+MOVED = 4
 """Multiplications that a core does in the time in which it moves one number."""
+
+STARTED = 20_000
+"""Multiplications that a core does in the time that it takes to start an operator."""
 
 
 def offers(model: Model) -> tuple[Rewrite, ...]:
-    """Every rule with every layer of a fused model where it applies now, the dearest layers first.
+    """Every rule with every layer of a fused model where it applies now, and with all of its layers at once; the dearest first.
 
-    A layer's price is its multiply-accumulates and the numbers that it writes, where its sizes are known.  Sizes are read off the
-    graph, as `fuse` and `graph.fixed` leave them.
+    A layer's price is its multiply-accumulates and the numbers that it reads and writes, where its sizes are known.  Sizes are read off the
+    graph, as `fuse` and `graph.fixed` leave them.  What costs less than `LEAST` of the model is not offered.
     """
-    found = [
-        (-_price(nodes), place, rank, Rewrite(rule.name, node.name or ""))
-        for place, node in enumerate(model.graph.graph)
-        for rank, rule in enumerate(REWRITES)
-        if (nodes := rule.found(model.graph, node))
-    ]
-    return tuple(rewrite for *_, rewrite in sorted(found, key=lambda each: each[:3]))
+    graph = model.graph.graph
+    found: list[tuple[int, int, int, Rewrite]] = []
+    for rank, rule in enumerate(REWRITES):
+        places = [
+            (_price(nodes), place, rank, Rewrite(rule.name, node.name or ""))
+            for place, node in enumerate(graph)
+            if (nodes := rule.found(model.graph, node))
+        ]
+        if len(places) > 1:
+            found.append((sum(price for price, *_ in places), 0, rank, Rewrite(rule.name, EVERYWHERE)))
+        found += places
+    least = LEAST * _price(graph)
+    found.sort(key=lambda each: (-each[0], *each[1:3]))
+    return tuple(rewrite for price, *_, rewrite in found if price >= least)
 
 
 def rewritten(model: Model, chosen: Sequence[Rewrite]) -> Model:
@@ -100,22 +118,24 @@ def rewritten(model: Model, chosen: Sequence[Rewrite]) -> Model:
     """
     for rewrite in chosen:
         graph = clone(model.graph)
-        fusion = _apply(graph, rewrite)
-        model = fuse(model.with_graph(graph, [fusion]), TIDY)
+        fusions = _apply(graph, rewrite)
+        model = fuse(model.with_graph(graph, fusions), TIDY)
     return model
 
 
-def _apply(graph: ir.Model, rewrite: Rewrite) -> Fusion:
-    rules = [rule for rule in REWRITES if rule.name == rewrite.rule]
-    nodes = [node for node in graph.graph if node.name == rewrite.layer]
-    if not rules:
+def _apply(graph: ir.Model, rewrite: Rewrite) -> list[Fusion]:
+    rule = next((rule for rule in REWRITES if rule.name == rewrite.rule), None)
+    nodes = [node for node in graph.graph if rewrite.layer in (node.name, EVERYWHERE)]
+    if rule is None:
         raise _misfit(f"The plan rewrites by a rule {rewrite.rule!r}, which this version does not have.")
     if not nodes:
         raise _misfit(f"The plan rewrites a layer {rewrite.layer!r} by {rewrite.rule!r}, and the model has no such layer.")
-    fusion = rules[0].apply_at(graph, nodes[0], names(graph.graph)) if rules[0].found(graph, nodes[0]) else None
-    if fusion is None:
+    taken = names(graph.graph)
+    found = [rule.apply_at(graph, node, taken) for node in nodes if node.graph is graph.graph and rule.found(graph, node)]
+    fusions = [fusion for fusion in found if fusion is not None]
+    if not fusions:
         raise _misfit(f"The plan rewrites the layer {rewrite.layer!r} by {rewrite.rule!r}, which does not apply there.")
-    return fusion
+    return fusions
 
 
 def _misfit(reason: str) -> InputError:
@@ -123,7 +143,13 @@ def _misfit(reason: str) -> InputError:
 
 
 def _price(nodes: Iterable[ir.Node]) -> int:
-    return sum(_multiplications(node) + MOVED * sum(elements(value) or 0 for value in node.outputs) for node in nodes)
+    return sum(STARTED + _multiplications(node) + MOVED * _moved(node) for node in nodes)
+
+
+def _moved(node: ir.Node) -> int:
+    """How many numbers a node reads and writes, its constants left out."""
+    values = [value for value in (*node.inputs, *node.outputs) if value is not None and value.const_value is None]
+    return sum(elements(value) or 0 for value in values)
 
 
 def _multiplications(node: ir.Node) -> int:

@@ -12,8 +12,8 @@ from rich.text import Text
 
 from kernels.load import load_in_words
 from optimizer.report.escape import printable
-from optimizer.report.headline import NUMERIC, dropped, points, required, score
-from optimizer.report.report import PrecisionReport, Report, Reports
+from optimizer.report.headline import NUMERIC, chance, dropped, points, required, score
+from optimizer.report.report import CandidateReport, PrecisionReport, Report, Reports
 
 _COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "shipped": "green", "refused": "red"}
 _MOST_LAYERS = 12
@@ -46,7 +46,14 @@ def text(words: object, style: str = "") -> Text:
 
 def _one(report: Report) -> Group:
     parts: list[RenderableType] = [_gate(report), text("")]
-    parts += [_candidates(report), text(""), _precision(report)]
+    if report.why:
+        parts += [*(text(said) for said in report.why), text("")]
+    parts += [_candidates(report), text("")]
+    if len(report.front) > 1:
+        parts += [_front(report), text("")]
+    if report.outlook:
+        parts += [*(text(said) for said in report.outlook), text("")]
+    parts.append(_precision(report))
     if report.ladder:
         parts += [text(""), _ladder(report)]
     if report.notes:
@@ -79,20 +86,49 @@ def _gate(report: Report) -> Group:
 
 
 def _candidates(report: Report) -> Table:
-    """What was tried; the backend stands in the title where there is only one."""
+    """What was tried; the backend stands in the title where there is only one, columns that hold nothing are left out."""
     tried = report.candidates
     timed = any(one.latency_ms is not None for one in tried)
     backends = sorted({one.backend for one in tried})
-    several = len(backends) > 1
-    columns = ["candidate", *(["backend"] if several else []), *(["ms", "speedup"] if timed else ["launches", "MB moved"])]
-    title = "What was tried" if several else f"What was tried, by {backends[0] if backends else 'no backend'}"
-    table = _table(title, [*columns, "drop [bounds]", "outcome", "why"])
-    for one in tried:
-        speed = "-" if one.speedup is None else f"{one.speedup:.2f}x"
-        counts = (_number(one.launches, "d"), _number(_megabytes(one.moved_bytes), ".1f"))
-        cells = [one.name, *([one.backend] if several else []), *((_number(one.latency_ms, ".3g"), speed) if timed else counts)]
-        drop = dropped(one.drop, one.low, one.high, one.metric or "") if one.drop is not None else _NONE
-        table.add_row(*(text(cell) for cell in (*cells, drop)), text(one.outcome, _COLOURS.get(one.outcome, "")), text(one.reason))
+    title = "What was tried" if len(backends) > 1 else f"What was tried, by {backends[0] if backends else 'no backend'}"
+    columns = {
+        "candidate": [one.name for one in tried],
+        "backend": [one.backend for one in tried] if len(backends) > 1 else [],
+        "ms": [_number(one.latency_ms, ".3g") for one in tried] if timed else [],
+        "speedup": [_speedup(one) for one in tried] if timed else [],
+        "launches": [_number(one.launches, "d") for one in tried] if not timed else [],
+        "MB moved": [_number(_megabytes(one.moved_bytes), ".1f") for one in tried] if not timed else [],
+        "gave": [_NONE if one.gain is None else f"{one.gain:.2f}x" for one in tried],
+        "in s": [_number(one.seconds, ".3g") for one in tried],
+        "predicted": [one.predicted or _NONE for one in tried],
+        "drop [bounds]": [_NONE if one.drop is None else dropped(one.drop, one.low, one.high, one.metric or "") for one in tried],
+    }
+    shown = {name: cells for name, cells in columns.items() if any(cell != _NONE for cell in cells) or name == "drop [bounds]"}
+    table = _table(title, [*shown, "outcome", "why"])
+    for one, *cells in zip(tried, *shown.values(), strict=True):
+        table.add_row(*(text(cell) for cell in cells), text(one.outcome, _COLOURS.get(one.outcome, "")), text(one.reason))
+    return table
+
+
+def _speedup(one: CandidateReport) -> str:
+    """The ratio with its interval."""
+    if one.speedup is None:
+        return _NONE
+    bounds = "" if one.speedup_low is None or one.speedup_high is None else f" [{one.speedup_low:.2f}, {one.speedup_high:.2f}]"
+    return f"{one.speedup:.2f}x{bounds}"
+
+
+def _front(report: Report) -> Table:
+    """The front of latency against loss, with what the gate measured of it."""
+    table = _table(
+        "The front: nothing that was tried is both faster and safer", ["candidate", "ms", "speedup", "may lose", "measured drop"]
+    )
+    tried = {one.name: one for one in report.candidates}
+    for point in report.front:
+        one = tried.get(point.name)
+        drop = dropped(one.drop, one.low, one.high, one.metric or "") if one is not None and one.drop is not None else _NONE
+        cells = (point.name, f"{point.milliseconds:.3g}", f"{point.speedup:.2f}x", chance(point.loss, point.decides), drop)
+        table.add_row(*(text(cell) for cell in cells))
     return table
 
 

@@ -24,6 +24,7 @@ def render(report: Report) -> str:
         _head(report, title),
         _section("Accuracy", _accuracy(report)),
         _section("Speed", _speed(report)),
+        _section("Why this plan", _why(report)),
         _section("What was tried", _candidates(report)),
         _section("Precision by layer", _precision(report)),
         _section("Where it differs from its parent", _ladder(report)),
@@ -106,9 +107,22 @@ def _speed(report: Report) -> str:
     return f'<p>{markup(words)}</p><div class="wide">{plots.speed(report)}</div>'
 
 
+def _why(report: Report) -> str:
+    """The reasons, the front of latency against loss, and what another budget would give."""
+    reasons = "".join(f"<p>{markup(said)}</p>" for said in report.why)
+    front = plots.front(report) if len(report.front) > 1 else ""
+    words = (
+        "Latency of all candidates against what they may lose, as calibration samples predict it: nothing is both faster and safer than "
+        "those on the line."
+    )
+    drawn = f'<p class="soft">{words}</p><div class="wide">{front}</div>' if front else ""
+    other = "".join(f"<li>{markup(said)}</li>" for said in report.outlook)
+    return reasons + drawn + (f"<ul>{other}</ul>" if other else "")
+
+
 def _candidates(report: Report) -> str:
-    numbers = ["#ms", "#speedup", "#INT8 layers", "#launches", "#MB moved"]
-    columns = ["candidate", "backend", "knobs", *numbers, "drop [bounds]", "outcome", "why", "plan"]
+    numbers = ["#ms", "#speedup", "#gave", "#seconds spent", "#INT8 layers", "#launches", "#MB moved"]
+    columns = ["candidate", "backend", "knobs", *numbers, "predicted loss", "drop [bounds]", "outcome", "why", "plan"]
     knobs = dict.fromkeys(_knobs(one) for one in report.candidates if one.outcome != "not built")
     rows = [_candidate(one, "" if len(knobs) == 1 else _knobs(one)) for one in report.candidates]
     told = f"<p>All with {markup(next(iter(knobs)))}.</p>" if len(knobs) == 1 and any(knobs) else ""
@@ -126,15 +140,22 @@ def _candidate(one: CandidateReport, knobs: str) -> list[str]:
         one.backend,
         knobs,
         "" if one.latency_ms is None else f"{one.latency_ms:.3g}",
-        "" if one.speedup is None else f"{one.speedup:.2f}x",
+        "" if one.speedup is None else f"{one.speedup:.2f}x" + _bounded(one.speedup_low, one.speedup_high),
+        "" if one.gain is None else f"{one.gain:.2f}x",
+        _number(one.seconds, ".3g"),
         str(one.int8_layers),
         "" if one.launches is None else str(one.launches),
         "" if one.moved_bytes is None else f"{one.moved_bytes / 1e6:.2f}",
+        one.predicted,
         drop,
         one.outcome,
         one.reason,
         one.plan if one.plan != one.reason else "",
     ]
+
+
+def _bounded(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
 
 
 def _precision(report: Report) -> str:
@@ -156,7 +177,7 @@ def _coverage(found: Coverage | None) -> str:
         for one in found.missing
     ]
     kinds = ["differs" if one.asked else "" for one in found.missing]
-    missing = f"<details><summary>{len(rows)} layers not in INT8</summary>{_table(columns, rows, kinds)}</details>" if rows else ""
+    missing = f"<details><summary>Not in INT8: {len(rows)}</summary>{_table(columns, rows, kinds)}</details>" if rows else ""
     return f"<p>{markup(found.sentence)}.</p>{missing}"
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from optimizer.engine import Rung
 from optimizer.report.escape import markup, printable
-from optimizer.report.headline import NUMERIC, dropped, points
+from optimizer.report.headline import NUMERIC, dropped, is_rate, points
 from optimizer.report.report import CandidateReport, LayerReport, Report, TensorReport
 
 _WIDTH = 900
@@ -91,6 +92,50 @@ def _bars(rows: Sequence[CandidateReport], numbers: Sequence[float | None], labe
         parts.append(_draw("rect", f"bar {one.outcome}", x=_LABEL, y=y + 5, width=width, height=18, rx=2))
         parts.append(_text(_LABEL + width + 8, y + 18, label))
     return _svg(parts, _WIDTH, len(known) * _ROW + 6, "Speed of each candidate")
+
+
+def front(report: Report) -> str:
+    """Latency of each candidate against the square root of what it may lose; those of the front are joined and named.
+
+    The root leaves room between plans that lose little.  Where the budget is a share of answers, a line shows it.
+    """
+    known = [
+        (one.name, one.latency_ms, one.loss)
+        for one in report.candidates
+        if one.latency_ms is not None and one.loss is not None and math.isfinite(one.loss)
+    ]
+    allowed = report.gate.budget if is_rate(report.gate.metric) and any(point.decides for point in report.front) else None
+    most = max([*(loss for *_, loss in known), allowed or 0.0]) or 1.0
+    slowest = max(milliseconds for _, milliseconds, _ in known)
+    left, height, width = 70, 240, _WIDTH - 70 - _RIGHT
+
+    def place(milliseconds: float, loss: float) -> tuple[float, float]:
+        return left + milliseconds / slowest * width, height - (loss / most) ** 0.5 * (height - 20)
+
+    on = {point.name: place(point.milliseconds, point.loss) for point in report.front}
+    parts = [
+        _draw("line", "axis", x1=left, x2=left + width, y1=height, y2=height),
+        _draw("line", "axis", x1=left, x2=left, y1=0, y2=height),
+    ]
+    if allowed is not None:
+        _, y = place(0.0, allowed)
+        parts += [
+            _draw("line", "budget", x1=left, x2=left + width, y1=y, y2=y),
+            _text(left + width + 8, y + 4, f"budget {points(allowed, report.gate.metric)}"),
+        ]
+    parts += [_draw("line", "front", x1=x1, y1=y1, x2=x2, y2=y2) for (x1, y1), (x2, y2) in pairwise(on.values())]
+    for name, milliseconds, loss in known:
+        x, y = place(milliseconds, loss)
+        told = f"{name}: {milliseconds:.3g} ms, may lose {100 * loss:.2g} %"
+        parts.append(_draw("circle", "point" if name in on else "beaten", told, cx=x, cy=y, r=5 if name in on else 3))
+    parts += [_text(x + 8, y - 6, _short(name, 28)) for name, (x, y) in on.items()]
+    parts += [
+        _text(left, height + 16, "0 ms", "soft"),
+        _text(left + width, height + 16, f"{slowest:.3g} ms", "soft end"),
+        _text(left - 8, 24, f"{100 * most:.2g} %", "soft end"),
+        _text(left - 8, height + 4, "no loss", "soft end"),
+    ]
+    return _svg(parts, _WIDTH, height + 24, "Latency against predicted loss")
 
 
 def layers(found: Sequence[LayerReport]) -> str:
