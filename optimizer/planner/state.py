@@ -190,7 +190,8 @@ class State:
 
     def _unused(self, name: str) -> str:
         taken = {one.name for one in self.candidates}
-        return next(each for each in (name, *(f"{name} ({number})" for number in count(2))) if each not in taken)
+        numbered = (f"{name} ({number})" for number in count(2))
+        return name if name not in taken else next(each for each in numbered if each not in taken)
 
     def plain(self, problem: Problem) -> Candidate:
         """The unquantized candidate of a backend, of the model as it was fused."""
