@@ -20,11 +20,11 @@ from optimizer.recovery.smoothing import smoothing
 
 __all__ = ["STEPS", "Form", "Recovered", "Step", "recovered"]
 
-STEPS: tuple[Step, ...] = (smoothing, equalization, ranges, adaround, gptq, correction)
+STEPS: tuple[Step, ...] = (equalization, smoothing, ranges, adaround, gptq, correction)
 """In the order in which they are tried, each called by its own name.
 
-Smoothing and equalization come first, because they change what the others measure; ranges before the weights, which they don't
-depend on; AdaRound before GPTQ, which leaves alone what is rounded; the bias last, since it makes up for what is left.
+Equalization and smoothing come first, because they change what the others measure, and the one that is free at run time before the
+other; AdaRound before GPTQ, which leaves alone what is rounded; the bias last, since it makes up for what is left.
 """
 
 _BY_NAME = {step.__name__: step for step in STEPS}
