@@ -19,6 +19,8 @@ _WORDS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int
 _MOVES = frozenset({"Reorder", "Reshape", "Const", "Input", "Output"})
 _MAIN = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul", "RNNSeq", "RNNCell", "ScaledDotProductAttention"})
 
+_HALVES = {ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
+_FEW = 5
 _WORTH_TELLING = 0.05
 
 
@@ -35,15 +37,18 @@ def realised(graph: ir.Model, kernels: Sequence[Kernel]) -> tuple[Realised, ...]
     return tuple(entries)
 
 
-def notes(seen: Seen) -> tuple[str, ...]:
-    """What is to be told beside the layers: why there are no times of them, or the time that conversions between them take."""
+def notes(graph: ir.Model, seen: Seen) -> tuple[str, ...]:
+    """What is to be told beside the layers: types that the plugin narrows, why there are no times, or what conversions take."""
+    told = []
+    if doubles := [node.name or "" for node in graph.graph if any(value.dtype == ir.DataType.DOUBLE for value in node.outputs)]:
+        told.append(f"OpenVINO's CPU kernels compute FLOAT64 in FP32: {', '.join(doubles[:_FEW])}{' ...' * (len(doubles) > _FEW)}.")
     if seen.failure:
-        return (f"OpenVINO could not run the engine on made-up inputs, so there are no times by layer: {seen.failure}.",)
+        told.append(f"OpenVINO could not run the engine on made-up inputs, so there are no times by layer: {seen.failure}.")
     total = sum(kernel.ms or 0 for kernel in seen.kernels)
     between = sum(kernel.ms or 0 for kernel in seen.kernels if kernel.kind == "Reorder")
-    if between <= _WORTH_TELLING * total:
-        return ()
-    return (f"Changing the form of numbers between layers (layout, precision) takes {between:.3f} of {total:.3f} ms.",)
+    if between > _WORTH_TELLING * total:
+        told.append(f"Changing the form of numbers between layers (layout, precision) takes {between:.3f} of {total:.3f} ms.")
+    return tuple(told)
 
 
 def _computed(node: ir.Node, inside: Sequence[Kernel], kernels: Sequence[Kernel], integers: Collection[str]) -> Realised:
@@ -83,6 +88,8 @@ def _why(node: ir.Node, planned: str, found: str, kernel: Kernel) -> str:
     """Why a layer does not run as planned."""
     if planned == found:
         return ""
+    if any(_HALVES.get(value.dtype) == found for value in node.outputs if value.dtype is not None):
+        return f"the model itself holds {found.upper()} here"
     ran = f"planned {planned.upper()}, ran in {found.upper()}"
     if kernel.layers[0] != node.name:
         return f"{ran}: it is inside the kernel of {kernel.layers[0]}"
@@ -92,6 +99,4 @@ def _why(node: ir.Node, planned: str, found: str, kernel: Kernel) -> str:
         return f"{ran}: the plugin keeps {kernel.kind} in FP32 here"
     if planned == "int8":
         return f"{ran}: the plugin did not merge {node.op_type} with its Q/DQ"
-    if found == "fp16":
-        return "the model itself holds FP16 here"
     return f"{ran}: its neighbours are INT8, and it takes or gives their 8-bit numbers as they are"
