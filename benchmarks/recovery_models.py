@@ -181,12 +181,12 @@ def minilm(scratch: Path) -> Case:
     model = fuse(importers.load(ImportRequest(folder, scratch, ROOT)))
     model = fuse(model.with_graph(fixed(model.graph, {one.name: (1, TOKENS) for one in model.inputs})))
     words = AutoTokenizer.from_pretrained(folder)
-    sentences = list(_sentences(300))
+    sentences = list(_sentences(200))
     encoded = words(sentences, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="np")
     feeds = [{one.name: encoded[one.name][row : row + 1].astype(np.int64) for one in model.inputs} for row in range(len(sentences))]
     order = np.random.default_rng(0).permutation(len(feeds))
     feeds = [feeds[row] for row in order]
-    return Case(model, feeds[:100], feeds[100:], None, transformer=True)
+    return Case(model, feeds[:64], feeds[64:], None, transformer=True)
 
 
 def _sentences(count: int) -> Iterator[str]:

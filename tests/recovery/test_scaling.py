@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from optimizer.graph import sha256
+from optimizer.recovery import scaling
 from optimizer.recovery.equalization import equalization
 from optimizer.recovery.ranges import ranges
 from optimizer.recovery.smoothing import smoothing
@@ -162,3 +163,13 @@ def test_ranges_help_where_a_method_cuts_off_a_tail_that_matters_little(depthwis
     assert found.plan.ranges["x"].method != "minmax"
     assert found.plan.ranges["x"].high < 20
     assert off(depthwise, found.form, found.plan, inputs_only, clean) < 0.9 * off(depthwise, form, plan, inputs_only, clean)
+
+
+def test_places_are_compared_in_parts_where_their_weights_are_large(encoder, inputs_only, feeds, planned, monkeypatch):
+    samples = feeds(encoder)
+    form, plan = planned(encoder, inputs_only, samples)
+    whole = smoothing(form, plan, inputs_only, samples)
+    monkeypatch.setattr(scaling, "_BYTES", 1)
+    parts = smoothing(form, plan, inputs_only, samples)
+    assert sha256(parts.form.model.graph) == sha256(whole.form.model.graph)
+    assert parts.plan == whole.plan

@@ -59,10 +59,26 @@ def test_every_step_says_what_it_did(depthwise, inputs_only, feeds, planned):
             assert found.plan.recovery == (step.__name__,)
 
 
-def test_a_plan_with_an_unknown_step_or_for_other_samples_is_refused(depthwise, inputs_only, feeds, planned):
+def test_a_plan_with_an_unknown_step_or_method_is_refused(depthwise, inputs_only, feeds, planned):
     samples = feeds(depthwise)
     form, plan = planned(depthwise, inputs_only, samples)
     with pytest.raises(InputError, match="'alchemy', which does not exist"):
         recovered(form, replace(plan, recovery=("alchemy",)), inputs_only, samples)
-    with pytest.raises(InputError, match="smoothing of the plan finds nothing to do"):
-        recovered(form, replace(plan, recovery=("smoothing",)), inputs_only, [])
+    odd = {name: replace(known, method="magic") for name, known in plan.ranges.items()}
+    with pytest.raises(InputError, match="'magic', which is no method"):
+        recovered(form, replace(plan, recovery=("equalization",), ranges=odd), inputs_only, samples)
+
+
+def test_a_plan_whose_ranges_are_for_other_samples_is_refused(encoder, inputs_only, feeds, planned):
+    samples = feeds(encoder)
+    form, plan = planned(encoder, inputs_only, samples)
+    for steps in (("smoothing",), ("smoothing", "correction")):
+        with pytest.raises(InputError, match=r"quantizes 'n2/smoothed.*no range"):
+            recovered(form, replace(plan, recovery=steps), inputs_only, samples)
+
+
+def test_a_step_whose_layers_are_back_in_float_changes_nothing(depthwise, inputs_only, feeds, planned):
+    samples = feeds(depthwise)
+    form, plan = planned(depthwise, inputs_only, samples)
+    back = replace(plan, recovery=tuple(step.__name__ for step in STEPS), precisions={})
+    assert recovered(form, back, inputs_only, samples) is form
