@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 
 import onnx_ir as ir
 
@@ -13,7 +12,7 @@ from optimizer.backends.openvino.memory import weights_of
 from optimizer.engine import Realised
 from optimizer.graph import constant_nodes
 from optimizer.model import PLANNED, is_layer
-from optimizer.work import multiplications
+from optimizer.work import counted
 
 _WORDS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
 _MOVES = frozenset({"Reorder", "Reshape", "Const", "Input", "Output"})
@@ -26,15 +25,14 @@ _WORTH_TELLING = 0.05
 
 def realised(graph: ir.Model, kernels: Sequence[Kernel]) -> tuple[Realised, ...]:
     """One entry a layer of the typed graph, in its order. What a kernel takes stands with the layer that it is about."""
-    work, before = multiplications(graph), constant_nodes(graph.graph)
+    before = constant_nodes(graph.graph)
     layers = [node for node in graph.graph if is_layer(node)]
     integers = frozenset(node.name or "" for node in layers if not _in_floats(node))
     entries = []
     for node in layers:
         inside = [kernel for kernel in kernels if node.name in kernel.layers]
-        entry = _computed(node, inside, kernels, integers) if inside else _gone(node, node in before)
-        entries.append(replace(entry, multiplications=work.get(entry.layer)))
-    return tuple(entries)
+        entries.append(_computed(node, inside, kernels, integers) if inside else _gone(node, node in before))
+    return counted(entries, graph)
 
 
 def notes(graph: ir.Model, seen: Seen) -> tuple[str, ...]:
