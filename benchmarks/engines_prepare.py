@@ -89,6 +89,16 @@ def _fix(source: Path, file: Path, subject: Subject) -> None:
     if next(one.version for one in model.opset_import if one.domain in ("", "ai.onnx")) < OPSET:
         model = version_converter.convert_version(model, OPSET)
     onnx.save(model, file)
+    if any(node.op_type == "If" for node in model.graph.node):
+        _take_branches(file)
+
+
+def _take_branches(file: Path) -> None:
+    """Replace what hangs on a constant condition by its branch, with ONNX Runtime's basic optimizations: NNCF can't look into an If."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(file)
+    ort.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
 
 
 def _with_states(subject: Subject, parent: Run, feeds: Iterable[Feeds]) -> Iterator[Feeds]:
