@@ -78,10 +78,10 @@ EVERYWHERE = "*"
 SAFER = frozenset(rule.name for rule in variance.RULES)
 """Rules that make low precision exact where it was not: offered whatever their layers cost, to be tried before layers are given back."""
 
-LEAST = 0.01
-"""Part of a model's price from which on a layer is offered: a timing does not tell less."""
+LEAST = 0.005
+"""Part of a model's price from which on a layer is offered: a timing hardly tells less."""
 
-MOVED = 4
+MOVED = 16
 """Multiplications that a core does in the time in which it moves one number."""
 
 STARTED = 20_000

@@ -19,6 +19,7 @@ from optimizer.fusion.rewrites import rows
 from optimizer.fusion.rewrites.folded import ALONE
 from optimizer.fusion.rewrites.writing import constant
 from optimizer.fusion.rule import Rule, refused
+from optimizer.graph import LARGE
 
 WITH_ROW = ("Add", "Div", "Mul", "Pow", "Sub")
 """Operators that take each number with one of a constant row, or of another row of the same place."""
@@ -157,12 +158,13 @@ class RowwiseIntoTable(Rule):
 
 
 def _looked(value: ir.Value | None) -> ir.Node | None:
-    """The Gather of rows of a float table of its own that wrote `value`."""
+    """The Gather that wrote `value`, of rows of a float table of its own that is small enough to be computed ahead."""
     node = None if value is None else value.producer()
     if node is None or node.op_type != "Gather" or node.domain or node.attributes.get_int("axis", 0) not in (0, -2) or not rank(value):
         return None
     table = known(node.inputs[0])
-    return node if table is not None and table.ndim == 2 and table.dtype.kind == "f" and owned(node.inputs[0]) else None
+    fits = table is not None and table.ndim == 2 and table.dtype.kind == "f" and table.nbytes <= LARGE
+    return node if fits and owned(node.inputs[0]) else None
 
 
 _ROWWISE = (*ALONE, *WITH_ROW, "LayerNormalization", "MatMul")
