@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 Array = NDArray[Any]
 
@@ -81,6 +80,8 @@ def _shared(parent: Array, engine: Array) -> float:
 
 def found(pixels: Array) -> Array:
     """The boxes around connected text: (boxes, 4), top, left, bottom, right."""
+    from scipy import ndimage  # takes a second, and every engine's process imports this file
+
     labelled, _ = ndimage.label(pixels.reshape(pixels.shape[-2:]))
     boxes = [(y.start, x.start, y.stop, x.stop) for y, x in ndimage.find_objects(labelled)]
     return np.array([box for box in boxes if min(box[2] - box[0], box[3] - box[1]) >= SMALL], np.int64).reshape(-1, 4)

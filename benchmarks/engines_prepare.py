@@ -16,7 +16,6 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import version_converter
-from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed
 
 from benchmarks import engines_data as data
 from benchmarks.engines_data import Array, Feeds, Part
@@ -78,16 +77,28 @@ def _session(file: Path) -> Run:
 def _fix(source: Path, file: Path, subject: Subject) -> None:
     model = onnx.load(source)
     for one in model.graph.input:
-        for size, wanted in zip(one.type.tensor_type.shape.dim, subject.shapes.get(one.name, ()), strict=False):
+        sizes = one.type.tensor_type.shape.dim
+        for size, wanted in zip(sizes, subject.shapes.get(one.name, [size.dim_value or 1 for size in sizes]), strict=True):
             size.dim_value = wanted
+    for one in [*model.graph.output, *model.graph.value_info]:
+        for size in one.type.tensor_type.shape.dim:
+            size.ClearField("dim_param")
     for one in [one for one in model.graph.input if one.name == "sr"]:
         model.graph.input.remove(one)
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(data.RATE, np.int64), "sr"))
-    for name in {size.dim_param for one in model.graph.input for size in one.type.tensor_type.shape.dim if size.dim_param}:
-        make_dim_param_fixed(model.graph, name, 1)
     if next(one.version for one in model.opset_import if one.domain in ("", "ai.onnx")) < OPSET:
         model = version_converter.convert_version(model, OPSET)
     onnx.save(model, file)
+    if any(node.op_type == "If" for node in model.graph.node):
+        _take_branches(file)
+
+
+def _take_branches(file: Path) -> None:
+    """Replace what hangs on a constant condition by its branch, with ONNX Runtime's basic optimizations: NNCF can't look into an If."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(file)
+    ort.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
 
 
 def _with_states(subject: Subject, parent: Run, feeds: Iterable[Feeds]) -> Iterator[Feeds]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-STEPS = 600
+STEPS = 400
 _RATE = 0.02
 _BLUNT, _SHARP = 20.0, 2.0  # exponents of the regularizer at the first step and the last
 _LOW, _HIGH = -0.1, 1.1  # the sigmoid is stretched to these ends and clipped, so that 0 and 1 are reached

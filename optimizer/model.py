@@ -31,7 +31,7 @@ BY_NAME = "optimize.half_by_name"
 """Metadata key of a typed graph that stays in float32: its engine reads off PLANNED which layers run in FP16 or BF16."""
 
 SATURATES = "optimize.saturates"
-"""Metadata key of a typed graph for a CPU whose kernels add pairs of uint8 x int8 products in 16 bits."""
+"""Metadata key of a typed graph for a CPU that adds pairs of uint8 x int8 products in 16 bits: neighbouring "terms", or "places"."""
 
 CUSTOM_OPS = "optimize.custom_ops"
 """Metadata key of a graph with operators that ONNX Runtime lacks: the path of the library that brings them, never saved with it."""

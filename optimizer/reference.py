@@ -235,7 +235,7 @@ def simulated(typed: ir.Model, written: Collection[str] | None = None) -> ir.Mod
     if any(value.dtype is None for node in model.graph.all_nodes() for value in node.outputs):
         infer_shapes(model)
     if SATURATES in model.metadata_props:
-        saturate(model)
+        saturate(model, by_place=model.metadata_props[SATURATES] == "places")
     taken = names(model.graph)
     by_name = _by_name(model)
     _round_inputs(model.graph, by_name, taken)

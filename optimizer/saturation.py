@@ -1,8 +1,8 @@
 """What a CPU without VNNI makes of an INT8 product: pairs of uint8 x int8 products are added in 16 bits, with saturation.
 
 `pmaddubsw` adds two neighbouring products before anything is widened (oneDNN's developer guide, "Nuances of int8 Computations").
-The neighbours are two channels at one place of a kernel, which ONNX Runtime and oneDNN agree on wherever a group has an even
-number of channels; for an odd number the pairs here are ONNX Runtime's, which go on into the next place.
+The neighbours are two channels at one place of a convolution's kernel.  Where these are an odd number, ONNX Runtime pairs the last
+one with the first of the next place, and oneDNN with nothing.
 """
 
 from __future__ import annotations
@@ -50,30 +50,31 @@ class _Pairs:
     weights: tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
-def saturate(model: ir.Model) -> None:
+def saturate(model: ir.Model, by_place: bool) -> None:
     """Takes from each INT8 convolution and matrix product, in place, what saturation loses of it; their outputs keep their names.
 
+    `by_place` says that no pair goes from one place of a convolution's kernel to the next, but where it has a single channel.
     Layers whose weights can't bring a pair beyond 16 bits stay as they are: with weights up to 64 all of them.
     """
     taken = names(model.graph)
     for node in list(model.graph):
-        product = _product(node)
+        product = _product(node, by_place)
         pairs = _pairs(product) if product is not None else None
         if product is not None and pairs is not None:
             _subtract(_Tape(model.graph, node, taken), node, product, pairs)
 
 
-def _product(node: ir.Node) -> _Product | None:
+def _product(node: ir.Node, by_place: bool) -> _Product | None:
     if node.op_type == "MatMulIntegerToFloat":
         integers, weight, scale, steps, zero = node.inputs[:5]
-        return _described(node, integers, scale, zero, constant(weight), constant(steps))
+        return _described(node, integers, scale, zero, constant(weight), constant(steps), by_place)
     if node.op_type not in {"Conv", "Gemm", "MatMul"}:
         return None
     up, weights = (value.producer() if value is not None else None for value in node.inputs[:2])
     if up is None or weights is None or {up.op_type, weights.op_type} != {"DequantizeLinear"}:
         return None
     zero = up.inputs[2] if len(up.inputs) > 2 else None
-    return _described(node, up.inputs[0], up.inputs[1], zero, constant(weights.inputs[0]), constant(weights.inputs[1]))
+    return _described(node, up.inputs[0], up.inputs[1], zero, constant(weights.inputs[0]), constant(weights.inputs[1]), by_place)
 
 
 def _described(
@@ -83,6 +84,7 @@ def _described(
     zero: ir.Value | None,
     weight: NDArray[Any] | None,
     steps: NDArray[Any] | None,
+    by_place: bool,
 ) -> _Product | None:
     if integers is None or scale is None or weight is None or steps is None:
         return None
@@ -91,10 +93,13 @@ def _described(
     if node.op_type == "Conv":
         columns, channels, *kernel = weight.shape
         groups = node.attributes.get_int("group") or 1
-        own = np.moveaxis(weight, 1, -1).reshape(columns, -1)
+        # One more term of weight 0 keeps an odd channel from the next place; which number it is multiplied with is all the same.
+        alone = by_place and channels > 1 and channels % 2
+        own = np.pad(np.moveaxis(weight, 1, -1), [*[(0, 0)] * (1 + len(kernel)), (0, 1 if alone else 0)])
+        tap, channel = np.divmod(np.arange(own[0].size), own.shape[-1])
         first = np.arange(columns) // (columns // groups) * channels
-        tap, channel = np.divmod(np.arange(own.shape[1]), channels)
-        places = (first[:, None] + channel) * math.prod(kernel) + tap
+        places = (first[:, None] + np.minimum(channel, channels - 1)) * math.prod(kernel) + tap
+        own = own.reshape(columns, -1)
         convolution: tuple[tuple[int, ...], int] = (tuple(kernel), channels * groups)
     else:
         own = weight if node.op_type == "Gemm" and node.attributes.get_int("transB") else weight.T

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import onnx_ir as ir
 
+from optimizer.engine import Realised
 from optimizer.graph import clone, constant_nodes, fixed, infer_shapes, static_shape
 from optimizer.model import SHAPES, is_layer
 
@@ -17,6 +19,12 @@ _RECURRENT = frozenset({"LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"})
 
 _BETWEEN = frozenset({"DequantizeLinear", "QuantizeLinear", "Cast", "Identity", "Transpose", "Reshape"})
 """What may stand between a weight and the layer that multiplies by it."""
+
+
+def counted(layers: Iterable[Realised], model: ir.Model) -> tuple[Realised, ...]:
+    """What was read back of the layers of a typed graph, with how often each multiplies by a weight in a run."""
+    work = multiplications(model)
+    return tuple(replace(layer, multiplications=work.get(layer.layer)) for layer in layers)
 
 
 def multiplications(model: ir.Model) -> Mapping[str, int]:

@@ -52,7 +52,8 @@ class Gelu(Rule):
     @staticmethod
     def _tanh(op: Any, x: Any, factor: Any, cubic: Any, three: Any) -> Any:
         cube = OrValue([op.Pow(x, three), op.Mul(op.Mul(x, x), x), op.Mul(x, op.Mul(x, x))])
-        return op.Tanh(op.Mul(either(op.Add, x, op.Mul(cube, cubic)), factor))
+        scaled = OrValue([op.Mul(cube, cubic), op.Mul(x, op.Mul(x, op.Mul(x, cubic)))])
+        return op.Tanh(op.Mul(either(op.Add, x, scaled), factor))
 
     def check(
         self,

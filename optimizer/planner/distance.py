@@ -19,7 +19,8 @@ Run = Callable[[Arrays], Mapping[str, NDArray[Any]]]
 
 @dataclass(frozen=True)
 class Distance:
-    """`error` is the relative root-mean-square error of the worst output over all samples (inf where a number is not finite);
+    """`error` is the relative root-mean-square error of the worst output over all samples (inf where a number is not
+    finite, or their number is another);
 
     `flips` are the decisions that change, None where the outputs are none.
     """
@@ -44,11 +45,12 @@ def distance(parent: Sequence[Mapping[str, NDArray[Any]]], run: Run, feeds: Sequ
             if want.dtype.kind != "f":
                 continue
             exact, other = want.astype(np.float64), got[name].astype(np.float64)
-            off[name] = off.get(name, 0.0) + (float(np.square(other - exact).sum()) if np.isfinite(other).all() else math.inf)
+            alike = exact.shape == other.shape and bool(np.isfinite(other).all())
+            off[name] = off.get(name, 0.0) + (float(np.square(other - exact).sum()) if alike else math.inf)
             size[name] = size.get(name, 0.0) + float(np.square(exact).sum())
         if reading is not None and (decides := reading.output) is not None:
             rows = zip(samples_of(feed, wanted), samples_of(feed, got), strict=True)
-            changes += [change(want[decides], other[decides], reading) for want, other in rows]
+            changes += [change(want[decides], other[decides], reading) for want, other in rows if want[decides].size]
     errors = [math.sqrt(off[name] / size[name]) if size[name] > 0 else (math.inf if off[name] > 0 else 0.0) for name in off]
     return Distance(max(errors, default=0.0), flips(changes) if changes else None)
 

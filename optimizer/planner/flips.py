@@ -85,8 +85,8 @@ def read(metric: Metric, feeds: Sequence[Arrays], parent: Sequence[Arrays], like
     """How decisions are read from the outputs, given the parent's on the same feeds; None where the metric judges none.
 
     As the gate does (`like`, where it has a reading of its own): classes along the last axis, or the first of a map; an output
-    of one score a position turns positive at 0.5 or 0; whole numbers are decisions themselves.  Boxes, embeddings and regressions are
-    no decisions: they are screened by their distance.
+    of one score a position turns positive at 0.5 or 0; whole numbers are decisions themselves; of the five likeliest classes the first
+    is looked at.  Boxes, embeddings and regressions are no decisions: they are screened by their distance.
     """
     if metric.keeps not in ("decision", "best five") or not parent:
         return None
@@ -102,31 +102,27 @@ def read(metric: Metric, feeds: Sequence[Arrays], parent: Sequence[Arrays], like
 def change(wanted: Array, got: Array, reading: Reading) -> Change:
     """What became of one sample's decisions; `wanted` and `got` are the output that `reading` names, without the batch axis.
 
-    All of them count as flipped where the candidate gives NaN or plus infinity.
+    All of them count as flipped where the candidate gives NaN or plus infinity, or another number of answers.
     """
+    exact = _positions(wanted, reading)
+    broken = wanted.shape != got.shape or (got.dtype.kind == "f" and bool(np.isnan(got).any() or (got == np.inf).any()))
+    other = exact if broken else _positions(got, reading)
+    flipped = np.full(len(exact), True) if broken else _decided(exact, reading) != _decided(other, reading)
     if wanted.dtype.kind != "f":
-        flipped = (wanted != got).reshape(-1)
-        nothing = np.empty((flipped.size, 0))
-        return Change(nothing, nothing, flipped)
-    exact, other = _rows(wanted, reading), _rows(got, reading)
-    if reading.axis is not None and _probabilities(exact):
-        exact, other = _logarithm(exact), _logarithm(other)
-    broken = bool(np.isnan(got).any() or (got == np.inf).any())
-    flipped = np.full(len(exact), True) if broken else exact.argmax(-1) != other.argmax(-1)
-    step = -(-len(exact) // _POSITIONS)
-    exact, other = exact[::step], other[::step]
+        return Change(np.empty((len(exact), 0)), np.empty((len(exact), 0)), flipped)
+    step = -(-len(exact) // _POSITIONS) or 1
+    exact, other = _scores(exact[::step], other[::step], reading)
     nearest = np.argsort(-exact, axis=-1, kind="stable")[:, : _RIVALS + 1]
     exact, other = (np.take_along_axis(scores, nearest, -1) for scores in (exact, other))
-    # A class that is masked with minus infinity is at no distance that could change.
-    exact, other = (np.maximum(scores, np.finfo(np.float32).min) for scores in (exact, other))
     margins = exact[:, :1] - exact[:, 1:]
     moved = np.full_like(margins, np.inf) if broken else margins - (other[:, :1] - other[:, 1:])
     return Change(margins, moved, flipped)
 
 
 def flips(changes: Sequence[Change]) -> Flips:
-    """The predicted rate over at least one sample, held within what the observed share allows (Clopper and Pearson, 1934).
+    """The predicted rate over at least one sample, with at least one decision in each.
 
+    It is held within what the observed share allows (Clopper and Pearson, 1934).
     The bounds are wide where samples are few, as if one more had been as uncertain as can be, and never narrower than the
     normal error is wrong.  Decisions without scores are counted alone, as if half a flip more had been seen.
     """
@@ -179,22 +175,34 @@ def _chances(changes: Sequence[Change]) -> tuple[list[Floats], float]:
     return np.split(np.where(broken, 1.0, lost / scale), ends), scale
 
 
-def _rows(output: Array, reading: Reading) -> Floats:
-    """One row of scores a position, (positions, classes); a binary score stands beside 0, where it turns."""
-    numbers = output.astype(np.float64)
-    if reading.axis is not None:
-        return np.moveaxis(numbers, reading.axis, -1).reshape(-1, numbers.shape[reading.axis])
-    flat = numbers.reshape(-1)
-    # What turns at 0.5 is a probability, and an error is of one size on its logit rather than on itself.
-    score = _logarithm(flat) - _logarithm(1.0 - flat) if reading.threshold else flat
-    return np.stack([np.zeros_like(score), score], axis=-1)
+def _positions(output: Array, reading: Reading) -> Array:
+    """The output as (positions, classes), with one column where each position has one number."""
+    if reading.axis is None:
+        return output.reshape(-1, 1)
+    return np.moveaxis(output, reading.axis, -1).reshape(-1, output.shape[reading.axis])
+
+
+def _decided(rows: Array, reading: Reading) -> Array:
+    """The decision of each position."""
+    if rows.dtype.kind != "f":
+        return rows[:, 0]
+    return rows.argmax(-1) if reading.axis is not None else rows[:, 0] > (reading.threshold or 0.0)
+
+
+def _scores(exact: Array, other: Array, reading: Reading) -> tuple[Floats, Floats]:
+    """Both models' rows as scores whose errors are of one size: logarithms of probabilities, a binary score beside 0, where it turns."""
+    exact, other = exact.astype(np.float64), other.astype(np.float64)
+    if reading.axis is None:
+        if reading.threshold:  # what turns at 0.5 is a probability
+            exact, other = (_logarithm(rows) - _logarithm(1.0 - rows) for rows in (exact, other))
+        exact, other = (np.hstack([np.zeros_like(rows), rows]) for rows in (exact, other))
+    elif exact.min(initial=0.0) >= 0.0 and np.allclose(exact.sum(-1), 1.0, atol=1e-2):
+        exact, other = _logarithm(exact), _logarithm(other)
+    # A class that is masked with minus infinity is at no distance that could change.
+    lowest = float(np.finfo(np.float32).min)
+    return np.maximum(exact, lowest), np.maximum(other, lowest)
 
 
 def _logarithm(probabilities: Floats) -> Floats:
     logarithms: Floats = np.log(np.maximum(probabilities, _FLOOR))
     return logarithms
-
-
-def _probabilities(rows: Floats) -> bool:
-    """Whether each row is a distribution over the classes."""
-    return bool(rows.min(initial=0.0) >= 0.0 and np.allclose(rows.sum(-1), 1.0, atol=1e-2))

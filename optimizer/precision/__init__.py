@@ -54,9 +54,10 @@ def typed(model: Model, plan: Plan, capability: Capability) -> ir.Model:
         _know_types(graph)
         halve(graph, base, exact)
     passes.RemoveUnusedNodesPass()(graph)
-    for key, holds in ((BY_NAME, capability.half_by_name), (SATURATES, capability.saturates)):
-        if holds:
-            graph.metadata_props[key] = "true"
+    if capability.half_by_name:
+        graph.metadata_props[BY_NAME] = "true"
+    if capability.saturates:
+        graph.metadata_props[SATURATES] = capability.saturates
     return graph
 
 

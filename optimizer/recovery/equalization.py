@@ -24,6 +24,9 @@ from optimizer.recovery.scaling import Channels, Place, only_read_by, read_in_in
 _HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool"})
 """Operators that a positive factor a channel passes through."""
 
+_DROPS_SPACE = frozenset({"Flatten", "Reshape", "Squeeze", "ReduceMean"})
+"""Operators that may leave one number a channel of an image."""
+
 _FREE = 0.9
 """Share of the error that may be left: the factors cost nothing at run time."""
 
@@ -64,10 +67,22 @@ def source(value: ir.Value, readers: Sequence[ir.Node]) -> Source | None:
             takes_them = node.op_type == "MatMul" or bias_place(node) is not None
             return Source(node.name or "", tuple(tensors)) if takes_them and in_images == (node.op_type == "Conv") else None
         before = next((one for one in node.inputs if one is not None and constant(one) is None), None)
-        if before is None or not (node.op_type in _HOMOGENEOUS or _is_bias(node, before)):
+        if before is None or not (node.op_type in _HOMOGENEOUS or _is_bias(node, before) or _drops_space(node, before)):
             return None
+        in_images = in_images or _drops_space(node, before)
         value, readers = before, (node,)
     return None
+
+
+def _drops_space(node: ir.Node, image: ir.Value) -> bool:
+    """Whether (samples, channels, 1, 1), or with a mean of any size, becomes (samples, channels)."""
+    before, after = image.shape, node.outputs[0].shape
+    if node.op_type not in _DROPS_SPACE or before is None or after is None or len(before) < 3 or len(after) != 2:
+        return False
+    if node.op_type == "ReduceMean":
+        axes = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+        return axes is not None and sorted(int(axis) % len(before) for axis in axes) == list(range(2, len(before)))
+    return all(size == 1 for size in before[2:]) and isinstance(after[1], int) and after[1] == before[1]
 
 
 def _is_bias(add: ir.Node, product: ir.Value) -> bool:

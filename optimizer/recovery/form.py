@@ -13,6 +13,7 @@ from calibration.ranges import METHODS
 from calibration.table import Table
 from optimizer.calibrate import calibrate
 from optimizer.engine import Arrays
+from optimizer.errors import InputError
 from optimizer.model import Model
 from optimizer.plan import Capability, Plan
 
@@ -56,10 +57,15 @@ def seen_anew(form: Form, plan: Plan, capability: Capability, feeds: Sequence[Ar
     """The form and plan with the statistics and ranges of `tensors`, which hold other numbers than before or are new.
 
     Each maps to the tensor whose method of choosing a range it takes over; one that the plan does not quantize needs no range.
+
+    Raises:
+        InputError: the plan has a range by a method that does not exist.
     """
     ranged = {name: plan.ranges[before] for name, before in tensors.items() if before in plan.ranges}
     if not ranged:
         return form, plan
+    if unknown := next((known.method for known in ranged.values() if known.method not in METHODS), None):
+        raise InputError(f"The plan has a range by {unknown!r}, which is no method.", f"Methods are: {', '.join(METHODS)}.")
     table = calibrate(form.model, feeds, key=form.table.key, tensors=tuple(ranged))
     statistics = {**form.table.statistics, **table.statistics}
     grid = grid_of(capability)

@@ -7,7 +7,7 @@ error goes into it, and the weights have to see to the rest alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -72,15 +72,18 @@ _Way = Callable[[Floats, Moments, int], "_Rounded | None"]
 
 
 def _by_gptq(weight: Floats, seen: Moments, limit: int) -> _Rounded:
-    return reduce(_Rounded.better, _candidates(weight, seen, limit, compensated.gptq))
+    """Each channel on the better of the grids that a weight can have."""
+    grids = [_scale(weight, method, limit) for method in WEIGHT_METHODS]
+    return reduce(_Rounded.better, [_by(compensated.gptq, weight, seen, scale, limit) for scale in grids])
 
 
 def _by_adaround(weight: Floats, seen: Moments, limit: int) -> _Rounded | None:
+    """The channels where it beats GPTQ, on the grid that is best for that; None without any, or where learning would take too long."""
     if weight.size * weight.shape[2] > _MOST:
         return None
     rival = _by_gptq(weight, seen, limit)
-    found = reduce(_Rounded.better, _candidates(weight, seen, limit, learnt.adaround))
-    return found.better(rival) if found.error.sum() < _WORTH * rival.error.sum() else None
+    found = rival.better(_by(learnt.adaround, weight, seen, rival.scale, limit))
+    return found if found.error.sum() < _WORTH * rival.error.sum() else None
 
 
 def _nearest(weight: Floats, seen: Moments, limit: int) -> _Rounded:
@@ -89,12 +92,9 @@ def _nearest(weight: Floats, seen: Moments, limit: int) -> _Rounded:
     return _judged(weight, seen, np.clip(np.rint(weight / scale[:, :, None]), -limit, limit).astype(np.int8), scale)
 
 
-def _candidates(weight: Floats, seen: Moments, limit: int, rounding: Rounding) -> Iterator[_Rounded]:
-    """The weight rounded on each of the grids that a weight can have."""
-    for method in WEIGHT_METHODS:
-        scale = _scale(weight, method, limit)
-        parts = [rounding(weight[:, :, cut], products, scale, limit) for cut, products in seen.blocks()]
-        yield _judged(weight, seen, np.concatenate(parts, axis=2), scale)
+def _by(rounding: Rounding, weight: Floats, seen: Moments, scale: Floats, limit: int) -> _Rounded:
+    parts = [rounding(weight[:, :, cut], products, scale, limit) for cut, products in seen.blocks()]
+    return _judged(weight, seen, np.concatenate(parts, axis=2), scale)
 
 
 def _judged(weight: Floats, seen: Moments, integers: NDArray[np.int8], scale: Floats) -> _Rounded:

@@ -25,6 +25,9 @@ from optimizer.recovery.twins import Twins
 _SAMPLES = 8
 """Samples that strengths are compared on."""
 
+_BYTES = 512 << 20
+"""What the rounded weights of the layers that are compared in one graph may hold."""
+
 
 Divide = Callable[[Mapping[str, ir.Node], Writer, Floats], Mapping[str, str]]
 """Brings 1 / s into a graph, given its nodes by name, its writer and s.
@@ -169,23 +172,41 @@ def _errors(
     feeds: Sequence[Arrays],
 ) -> dict[str, float]:
     """By tensor, the error of its readers with these factors: it and their weights rounded, and nothing else."""
-    twins = Twins(form.model.graph)
-    keys: dict[str, str] = {}
-    for place in places:
-        name, factor, channel = place.tensor, factors[place.tensor], seen[place.tensor]
-        first = twins.nodes[place.readers[0]]
-        divided = twins.add("Mul", [twins.values[name], twins.constant(along_channels(first, 1 / factor))])
-        range = Range("minmax", float((channel.low / factor).min()), float((channel.high / factor).max()))
-        rounded = twins.quantized(divided, range, grid_of(capability))
-        for reader in place.readers:
-            node = twins.nodes[reader]
-            weight = twins.constant(_to_nearest(node, scaled(node, factor), capability.weight_limit))
-            keys[f"{name} {reader}"] = name
-            twins.compare(f"{name} {reader}", node.outputs[0], twins.beside(node, {0: rounded, 1: weight}))
-    found = dict.fromkeys(factors, 0.0)
-    for key, error in twins.errors(feeds[:_SAMPLES]).items():
-        found[keys[key]] += error
+    nodes = {node.name or "": node for node in form.model.graph.graph}
+    found: dict[str, float] = {}
+    for part in _parts(places, nodes):
+        twins = Twins(form.model.graph)
+        for place in part:
+            _add_readers(twins, place, seen[place.tensor], factors[place.tensor], capability)
+        errors = twins.errors(feeds[:_SAMPLES])
+        found.update({place.tensor: sum(errors[f"{place.tensor} {reader}"] for reader in place.readers) for place in part})
     return found
+
+
+def _add_readers(twins: Twins, place: Place, channel: Channels, factor: Floats, capability: Capability) -> None:
+    """The readers once more, on the rounded tensor with their weights rounded, compared with themselves."""
+    value, first = twins.values[place.tensor], twins.nodes[place.readers[0]]
+    divided = twins.add("Mul", [value, twins.constant(along_channels(first, 1 / factor))])
+    range = Range("minmax", float((channel.low / factor).min()), float((channel.high / factor).max()))
+    rounded = twins.quantized(divided, range, grid_of(capability))
+    for reader in place.readers:
+        node = twins.nodes[reader]
+        weight = twins.constant(_to_nearest(node, scaled(node, factor), capability.weight_limit))
+        twins.compare(f"{place.tensor} {reader}", node.outputs[0], twins.beside(node, {0: rounded, 1: weight}))
+
+
+def _parts(places: Sequence[Place], nodes: Mapping[str, ir.Node]) -> list[list[Place]]:
+    """The places in their order, cut where their weights would pass what one graph may hold of them a second time."""
+    parts: list[list[Place]] = [[]]
+    filled = 0
+    for place in places:
+        size = sum(known(nodes[reader], 1).nbytes for reader in place.readers)
+        if parts[-1] and filled + size > _BYTES:
+            parts.append([])
+            filled = 0
+        parts[-1].append(place)
+        filled += size
+    return parts
 
 
 def along_channels(node: ir.Node, numbers: Floats) -> NDArray[np.float32]:

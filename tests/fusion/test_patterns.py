@@ -20,6 +20,7 @@ CURVES = {
     "Erf of x * inverse": "a = Mul(inverse, x) curve = Erf(a)",
     "Tanh with Pow": "p = Pow(x, three) q = Mul(cubic, p) a = Add(x, q) t = Mul(factor, a) curve = Tanh(t)",
     "Tanh with Mul": "p = Mul(x, x) r = Mul(x, p) q = Mul(r, cubic) a = Add(q, x) t = Mul(a, factor) curve = Tanh(t)",
+    "Tanh with the cubic inside": "p = Mul(x, cubic) r = Mul(x, p) q = Mul(x, r) a = Add(x, q) t = Mul(a, factor) curve = Tanh(t)",
 }
 PRODUCTS = (
     "g = Mul({x}, {gate}) z = Mul({half}, g)",

@@ -10,7 +10,7 @@ import pytest
 
 from optimizer.errors import InputError
 from optimizer.fusion import fuse
-from optimizer.fusion.rewrites import EVERYWHERE, REWRITES, offers, rewritten
+from optimizer.fusion.rewrites import EVERYWHERE, REWRITES, SAFER, offers, rewritten
 from optimizer.graph import sha256
 from optimizer.model import SAME_NUMBERS, Model, is_layer
 from optimizer.plan import Rewrite
@@ -57,6 +57,13 @@ def test_a_layer_that_takes_no_time_is_not_offered(build: Callable[..., Model]) 
     body = "s = GlobalAveragePool(x) m = Mul(x, s) a = Add(x, m) y = Conv(a, w)"
     dear = build("double[1,2,9,9] x", "double y", body, w=R.normal(size=(16000, 2, 3, 3)))
     assert offers(fuse(dear, ())) == ()
+
+
+def test_what_makes_low_precision_safe_is_offered_whatever_it_costs(build: Callable[..., Model]) -> None:
+    body = "q = Mul(x, x) m = ReduceMean(x, a) s = ReduceMean(q, a) k = Mul(m, m) [variance] v = Sub(s, k) y = Conv(x, w) z = Identity(v)"
+    model = build("double[1,2,9,9] x", "double y, double z", body, a=np.array([2, 3]), w=R.normal(size=(16000, 2, 3, 3)))
+    assert offers(fuse(model, ())) == (Rewrite("safe variance", "variance"),)
+    assert {"safe variance"} == SAFER
 
 
 def test_an_offer_can_be_appended_to_the_rewrites_before_it(two_convolutions: Model, same: Callable[[Model, Model], None]) -> None:

@@ -306,3 +306,15 @@ def test_scale_and_shift_of_channels_are_a_depthwise_convolution(
     after = rewrite(model, "scale and shift into depthwise convolution")
     by_channel = all(size in {(), (1,), (3, 1, 1), (1, 3, 1, 1)} for size in (scale, shift))
     assert operators(after) == (["Conv"] if by_channel and not between else ["Mul", "Add"])
+
+
+def test_a_bias_that_padding_would_stand_in_for_keeps_two_convolutions_apart(build: Any, rewrite: Rewriting, operators: Operators) -> None:
+    constants = {"v": R.normal(size=(4, 4, 1, 1)), "b": R.normal(size=4), "w": R.normal(size=(4, 4, 3, 3))}
+    for pads, count in (("1,1,1,1", 2), ("0,0,0,0", 1)):
+        model = build("double[1,4,5,5] x", "double y", f"a = Conv(x, v, b) y = Conv<pads=[{pads}]>(a, w)", **constants)
+        assert len(operators(rewrite(model, "convolution of convolution"))) == count
+
+
+def test_a_tap_over_padding_stays_where_the_next_one_begins_inside(build: Any, rewrite: Rewriting) -> None:
+    model = build("double[1,2,3] x", "double y", "y = Conv<dilations=[3], pads=[1,0]>(x, w)", w=R.normal(size=(3, 2, 2)))
+    assert not rewrite(model, "taps over padding cut off").fusions

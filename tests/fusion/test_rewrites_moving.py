@@ -159,6 +159,16 @@ def test_a_variance_of_pictures_is_of_differences_too(build: Any, rewrite: Rewri
     ]
 
 
+@pytest.mark.parametrize(
+    ("operator", "number", "safe"), [("Mul", 1 / 12, True), ("Div", 12.0, True), ("Mul", 1 / 11, False), ("Div", 13.0, False)]
+)
+def test_a_sum_over_its_number_is_a_mean(operator: str, number: float, safe: bool, build: Any, rewrite: Rewriting) -> None:
+    means = " ".join(f"t{of} = ReduceSum<keepdims=0>({of}, a) {name} = {operator}(t{of}, n)" for of, name in (("x", "m"), ("q", "s")))
+    body = f"q = Mul(x, x) {means} k = Mul(m, m) v = Sub(s, k) y = Max(v, zero)"
+    model = build("double[2,3,4] x", "double y", body, a=np.array([1, 2]), n=np.asarray(number), zero=np.asarray(0.0))
+    assert bool(rewrite(model, "safe variance").fusions) == safe
+
+
 def test_a_safe_variance_keeps_what_float32_loses(build: Any, rewrite: Rewriting) -> None:
     body = "q = Mul(x, x) m = ReduceMean(x, a) s = ReduceMean(q, a) k = Mul(m, m) y = Sub(s, k)"
     model = build("double[1,64] x", "double y", body, a=np.array([1]))

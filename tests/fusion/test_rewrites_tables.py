@@ -78,6 +78,7 @@ ROWWISE = {
     "Div": "Div(r, row)",
     "LayerNormalization": "LayerNormalization<axis=-1, epsilon=0.01>(r, row, row)",
     "MatMul": "MatMul(r, m)",
+    "Pow": "Pow(r, one)",
 } | {operator: f"{operator}(r)" for operator in ALONE}
 
 
@@ -95,20 +96,34 @@ def test_a_whole_chain_goes_into_the_table_at_once(build: Any, rewrite: Rewritin
     assert operators(rewrite(model, "Add into table")) == ["Gather"]
 
 
+def test_rows_of_one_place_are_combined_in_the_table(build: Any, rewrite: Rewriting, operators: Operators) -> None:
+    body = "r = Gather(w, i) p = Gather(v, i) s = Sigmoid(r) m = Mul(r, s) d = Sub(one, m) y = Add(d, p)"
+    model = build("int64[2,3] i", "double y", body, w=TABLE, v=TABLE[:, :1], one=np.asarray(1.0))
+    assert operators(rewrite(model, "Sigmoid into table")) == ["Gather"]
+
+
 @pytest.mark.parametrize(
     "body",
     [
         "r = Gather(w, i) y = Add(r, b)",
         "r = Gather<axis=1>(w, i) y = Add(r, row)",
         "r = Gather(w, i) y = Add(r, column)",
-        "r = Gather(w, i) y = Add(r, row) z = Identity(r)",
+        "r = Gather(w, i) q = Gather(v, j) y = Add(r, q)",
+        "r = Gather(w, i) y = MatMul(row, r)",
         "r = Gather(w, i) y = Add(r, row) z = Gather(w, j)",
         "r = Gather(w, i) y = MatMul(r, large)",
         "r = Gather(w, i) y = LayerNormalization<axis=1>(r, square)",
     ],
 )
 def test_what_is_not_done_to_each_row_alone_stays(body: str, build: Any) -> None:
-    constants = {"row": np.ones(4), "column": np.ones((4, 1)), "large": np.ones((4, 17)), "square": np.ones((4, 4)), "w": TABLE[:4]}
+    constants = {
+        "v": TABLE,
+        "row": np.ones(4),
+        "column": np.ones((4, 1)),
+        "large": np.ones((4, 17)),
+        "square": np.ones((4, 4)),
+        "w": TABLE[:4],
+    }
     used = {name: array for name, array in constants.items() if f"{name})" in body or f"{name}," in body}
     model = build("int64[2,4] i, int64[1] j, double[4] b", "double y, double z" if "z =" in body else "double y", body, **used)
     assert not any("into table" in offer.rule for offer in offers(fuse(model, ())))

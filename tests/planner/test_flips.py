@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -41,7 +45,7 @@ def test_the_predicted_rate_is_that_of_thousands_of_samples(size: float, as_prob
     noise = size * np.random.default_rng(1).standard_normal(many.shape)
     real = (many.argmax(-1) != (many + noise).argmax(-1)).mean()
     form = softmax if as_probabilities else np.asarray
-    rates = [predicted(form(many[rows]), form(many[rows] + noise[rows])) for rows in np.arange(40 * 100).reshape(40, 100)]
+    rates = [predicted(form(many[rows]), form(many[rows] + noise[rows])) for rows in np.arange(30 * 100).reshape(30, 100)]
     assert np.median([found.rate for found in rates]) == pytest.approx(real, rel=0.35)
     inside = [found.low <= real <= found.high for found in rates]
     assert np.mean(inside) >= 0.85
@@ -136,6 +140,12 @@ def test_decisions_without_scores_are_counted_and_no_flip_is_no_proof() -> None:
     assert predicted(parent, parent + 1, Reading("y")).rate > 0.9
 
 
+def test_another_number_of_answers_counts_as_changed_ones() -> None:
+    steps = network(6)
+    assert flips([change(steps, steps[:5], Reading("y", 1))]).rate == 1.0
+    assert flips([change(np.arange(4), np.arange(3), Reading("y"))]).observed == 1.0
+
+
 def outputs(count: int, *shape: int, name: str = "y", dtype: type = np.float32) -> Sequence[dict[str, NDArray[Any]]]:
     draw = np.random.default_rng(6)
     return [{name: draw.random(shape).astype(dtype)} for _ in range(count)]
@@ -161,3 +171,31 @@ def test_what_decides_is_read_as_the_gate_reads_it() -> None:
     assert read(top5, feeds, outputs(3, 1, 10), like=gates) == gates
     assert read(METRICS["mae"], feeds, outputs(3, 1, 10), like=gates) is None
     assert read(agreement, feeds, outputs(3, 1, 10, dtype=np.complex64)) is None
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    file = Path(__file__).parents[2] / "benchmarks" / "screening.py"
+    spec = importlib.util.spec_from_file_location("benchmark_of_the_screening", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_on_a_real_model_32_samples_tell_what_hundreds_of_held_out_ones_show(benchmark: ModuleType, assets: Path) -> None:
+    model = benchmark.imported(assets, "resnet8_cifar10.h5")
+    near, far = benchmark.cifar(assets)
+    near, far = near[:260], far[:800]
+    table = benchmark.calibrate(model, [{model.inputs[0].name: x[None]} for x in near[:60]], key={})
+    graphs = [*benchmark.plans(model, table, (127, 31), ("minmax",)), *benchmark.alone(model, table, (31,))][::3]
+    parent, *tried = (benchmark.ran(graph, near[60:], far) for graph in (model.graph, *graphs))
+    found = benchmark.agreement(parent, tried, 32, draws=6)
+    assert len(found.real) >= 8
+    factors = found.factors(0.01, 0.2)
+    assert np.mean((factors > 0.5) & (factors < 2.0)) > 0.85
+    assert min(found.covered(len(far))) > 0.9
+    assert found.order(found.rate) > max(found.order(found.observed) + 0.05, 0.85)

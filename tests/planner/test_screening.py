@@ -52,6 +52,14 @@ def test_an_output_that_is_not_finite_is_infinitely_far(value: float) -> None:
     assert distance(PARENT, lambda _feed: {"scores": np.array([[1.0, value, 3.0]], np.float32)}, FEEDS).error == math.inf
 
 
+def test_an_output_of_another_size_is_infinitely_far_and_one_that_is_empty_decides_nothing() -> None:
+    parent = [{"boxes": np.ones((1, 3, 4), np.float32)}, {"boxes": np.empty((1, 0, 4), np.float32)}]
+    reading = Reading("boxes", 1)
+    assert distance(parent, lambda _feed: {"boxes": np.ones((1, 2, 4), np.float32)}, FEEDS[:2], reading).error == math.inf
+    same = distance(parent[1:], lambda _feed: parent[1], FEEDS[:1], reading)
+    assert (same.error, same.flips) == (0.0, None)
+
+
 def test_an_output_that_should_be_zero_and_is_not_is_infinitely_far() -> None:
     zeros = [{"y": np.zeros((1, 1), np.float32)}]
     assert distance(zeros, lambda _feed: {"y": np.ones((1, 1), np.float32)}, FEEDS[:1]).error == math.inf

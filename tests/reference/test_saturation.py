@@ -30,12 +30,12 @@ DYNAMIC = """net (float[5, 33] x) => (float[5, n] y) <int8 wz = {0}> {
   q, s, z = DynamicQuantizeLinear(x)  y = com.microsoft.MatMulIntegerToFloat(q, integers, s, ws, z, wz) }"""
 
 
-def network(text: str, saturates: bool = True, **constants: np.ndarray) -> ir.Model:
+def network(text: str, saturates: str = "terms", **constants: np.ndarray) -> ir.Model:
     proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 20, "com.microsoft": 1]> {text}')
     proto.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
     model = ir.from_proto(proto)
     if saturates:
-        model.metadata_props[SATURATES] = "true"
+        model.metadata_props[SATURATES] = saturates
     return model
 
 
@@ -63,7 +63,8 @@ def raw(x: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("channels", "group"), [(8, 1), (16, 2), (6, 1), (16, 16), (3, 1)])
-def test_a_convolution_adds_pairs_of_channels_at_one_place_of_its_kernel(channels: int, group: int) -> None:
+@pytest.mark.parametrize("by_place", [False, True])
+def test_a_convolution_adds_pairs_of_channels_at_one_place_of_its_kernel(channels: int, group: int, by_place: bool) -> None:
     weight = drawn(16, channels // group, 3, 3)
     x = np.random.default_rng(1).uniform(-0.1, 2, (1, channels, 7, 9)).astype(np.float32)
     padded = np.pad(raw(x), [(0, 0), (0, 0), (1, 1), (0, 1)], constant_values=ZERO)
@@ -72,11 +73,14 @@ def test_a_convolution_adds_pairs_of_channels_at_one_place_of_its_kernel(channel
     for column in range(16):
         first = column // (16 // group) * (channels // group)
         own = windows[first : first + channels // group]
-        terms = np.moveaxis(own * weight[column, :, None, None].astype(float), 0, -1).reshape(*windows.shape[1:3], -1)
-        expected[0, column] = (paired(terms) - ZERO * weight[column].sum(dtype=np.int64)) * STEP * STEP
+        terms = np.moveaxis(own * weight[column, :, None, None].astype(float), 0, -1)
+        alone = by_place and channels // group > 1
+        sums = paired(terms).sum((-2, -1)) if alone else paired(terms.reshape(*windows.shape[1:3], -1))
+        expected[0, column] = (sums - ZERO * weight[column].sum(dtype=np.int64)) * STEP * STEP
     feeds = {"x": x}
-    exact = Reference(simulated(network(convolution(channels, group), saturates=False, integers=weight))).run(feeds)["y"]
-    found = Reference(simulated(network(convolution(channels, group), integers=weight))).run(feeds)["y"]
+    exact = Reference(simulated(network(convolution(channels, group), saturates="", integers=weight))).run(feeds)["y"]
+    typed = network(convolution(channels, group), "places" if by_place else "terms", integers=weight)
+    found = Reference(simulated(typed)).run(feeds)["y"]
     np.testing.assert_allclose(found, expected, atol=1e-3)
     assert np.abs(found - exact).max() > 1
 
@@ -133,6 +137,7 @@ def test_kernels_without_vnni_lose_what_the_simulation_says(tmp_path: Path) -> N
     rng = np.random.default_rng(1)
     cases = {
         "dense": (convolution(8, 1), drawn(16, 8, 3, 3), rng.uniform(0, 2, (1, 8, 7, 9))),
+        "odd": (convolution(3, 1), drawn(16, 3, 3, 3), rng.uniform(0, 2, (1, 3, 7, 9))),
         "grouped": (convolution(16, 2), drawn(16, 8, 3, 3), rng.uniform(0, 2, (1, 16, 7, 9))),
         "product": (
             PRODUCT.replace("{product}", "MatMul(d, w)").replace("{{", "{").replace("}}", "}"),
@@ -141,7 +146,7 @@ def test_kernels_without_vnni_lose_what_the_simulation_says(tmp_path: Path) -> N
         ),
     }
     feeds = {name: x.astype(np.float32) for name, (_, _, x) in cases.items()}
-    models = {name: network(text, integers=weight) for name, (text, weight, _) in cases.items()}
+    models = {name: network(text, "places", integers=weight) for name, (text, weight, _) in cases.items()}
     for name, model in models.items():
         ir.save(model, tmp_path / f"{name}.onnx")
     np.savez(tmp_path / "feeds.npz", **feeds)

@@ -6,8 +6,8 @@ import pytest
 from click.testing import CliRunner
 
 from optimizer.cli.build import command
-from optimizer.demands import int8_missed
-from optimizer.engine import Built, Candidate, Realised
+from optimizer.demands import after_demands, int8_missed
+from optimizer.engine import Built, Candidate, Parity, Realised
 from optimizer.errors import InputError
 from optimizer.plan import Plan
 from optimizer.report.coverage import UNKNOWN, coverage
@@ -69,6 +69,15 @@ def test_a_share_of_int8_that_is_not_reached_names_the_layers_with_their_reasons
     )
     many = tuple(Realised(f"layer{number}", "Gemm", "fp32", "fp32", multiplications=1) for number in range(8))
     assert (missed(0.1, many) or "").endswith("; and 3 more layers")
+
+
+def test_a_build_that_misses_its_share_of_int8_fails_whatever_the_gate_says() -> None:
+    subject = Candidate("int8", Plan("onnxruntime", "cpu", "fp32"), built=Built(LAYERS))
+    passed = Parity("pass", "top1", 0.9, 0.9, 0.01, 0.0, -0.001, 0.001, 2000, None, "here", "it holds")
+    parity, code = after_demands(Request(Path("net.onnx"), Path("out"), min_int8_coverage=0.9), subject, passed, ())
+    assert (parity.verdict, code) == ("fail", 3)
+    assert "stem has 10.0%" in parity.reason
+    assert after_demands(Request(Path("net.onnx"), Path("out"), min_int8_coverage=0.8), subject, passed, ()) == (passed, 0)
 
 
 def test_a_share_of_int8_can_not_be_met_where_nothing_tells_of_any() -> None:

@@ -33,7 +33,7 @@ def capability(target: Target) -> Capability:
         opset=20,
         runs_here=runs_here(target),
         quantize_outputs=True,
-        saturates=saturates(target.features),
+        saturates="terms" if saturates(target.features) else "",
         weight_limit=63 if saturates(target.features) else 127,
         refusals=REFUSALS,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -15,7 +14,7 @@ from optimizer.backends.onnxruntime.profile import Profile
 from optimizer.engine import Realised
 from optimizer.graph import constant, constant_nodes, elements, readers
 from optimizer.model import PLANNED, is_layer
-from optimizer.work import multiplications
+from optimizer.work import counted
 
 _DYNAMIC = frozenset({"DynamicQuantizeMatMul", "DynamicQuantizeLSTM"})
 _EITHER = frozenset({"MatMulInteger", "ConvInteger", "MatMulIntegerToFloat", "QAttention"})
@@ -40,13 +39,13 @@ def realised(typed: ir.Model, profile: Profile) -> tuple[Realised, ...]:
     """One entry a layer of `typed`, in its order. The time of a kernel stands with the layer that it is mainly about."""
     found = kernels(typed, profile.optimized)
     types = _types(profile.optimized)
-    computed, work = constant_nodes(typed.graph), multiplications(typed)
+    computed = constant_nodes(typed.graph)
     by_layer: dict[str, list[Kernel]] = {}
     for kernel in found:
         for layer in kernel.layers:
             by_layer.setdefault(layer, []).append(kernel)
     entries = [_layer(node, by_layer.get(node.name or "", []), types, profile, node in computed) for node in typed.graph if is_layer(node)]
-    return tuple(replace(entry, multiplications=work.get(entry.layer)) for entry in entries)
+    return counted(entries, typed)
 
 
 def notes(profile: Profile) -> tuple[str, ...]:

@@ -39,7 +39,7 @@ def capability(target: Target) -> Capability:
         runs_here=runs_here(target),
         float_bias=True,
         half_by_name=True,
-        saturates=saturates(target.features),
+        saturates="places" if saturates(target.features) else "",
         weight_limit=63 if saturates(target.features) else 127,
         refusals=refusals,
     )
@@ -81,7 +81,7 @@ def build(graph: ir.Model, target: Target, knobs: Knobs, folder: Path, track: Tr
     track("writing the engine", 0, 2)
     seen = written(graph, folder, knobs)
     track("reading back what was realised", 1, 2)
-    built = Built(realised(graph, seen.kernels), memory(seen, folder), notes=notes(seen))
+    built = Built(realised(graph, seen.kernels), memory(seen, folder), notes=notes(graph, seen))
     track("reading back what was realised", 2, 2)
     return built.elsewhere(elsewhere(target))
 

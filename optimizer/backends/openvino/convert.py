@@ -23,6 +23,11 @@ from optimizer.process import isolated, run_worker
 
 _WORKER = Path(__file__).with_name("worker.py")
 _Q_DQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
+_EXCHANGED = frozenset(
+    {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BOOL}
+    | {ir.DataType.INT8, ir.DataType.INT16, ir.DataType.INT32, ir.DataType.INT64}
+    | {ir.DataType.UINT8, ir.DataType.UINT16, ir.DataType.UINT32, ir.DataType.UINT64}
+)
 _ANOTHER = "Choose another backend."
 
 
@@ -43,8 +48,8 @@ def written(graph: ir.Model, folder: Path, knobs: Knobs) -> Seen:
     Raises:
         UnavailableError: OpenVINO has no form of an operator, can't compile the graph, or crashed on it.
     """
-    if (text := _text(graph)) is not None:
-        raise UnavailableError(f"OpenVINO's CPU engines can't hold text, and {text!r} is text.", _ANOTHER)
+    if why := _unfit(graph):
+        raise UnavailableError(why, _ANOTHER)
     with TemporaryDirectory(dir=folder, prefix=".openvino-") as scratch:
         file = Path(scratch).resolve() / "typed.onnx"
         save(_without_unit_scales(graph), file, beside="typed.weights" if weights_bytes(graph) > LARGE else None)
@@ -66,14 +71,17 @@ def _without_unit_scales(graph: ir.Model) -> ir.Model:
     return copy
 
 
-def _text(graph: ir.Model) -> str | None:
-    """The name of a tensor that holds text, if one does."""
-    values = (
-        *graph.graph.inputs,
-        *graph.graph.initializers.values(),
-        *(value for node in graph.graph.all_nodes() for value in node.outputs),
-    )
-    return next((value.name for value in values if value.dtype == ir.DataType.STRING), None)
+def _unfit(graph: ir.Model) -> str:
+    """Why a graph's types keep it from OpenVINO, or ""."""
+    made = [value for node in graph.graph.all_nodes() for value in node.outputs]
+    ends = [*graph.graph.inputs, *graph.graph.outputs]
+    for value in (*ends, *graph.graph.initializers.values(), *made):
+        if value.dtype == ir.DataType.STRING:
+            return f"OpenVINO's CPU engines can't hold text, and {value.name!r} is text."
+    for value in ends:
+        if value.dtype is not None and value.dtype not in _EXCHANGED:
+            return f"OpenVINO can't take or give {value.dtype.name} from Python, which {value.name!r} is."
+    return ""
 
 
 def _request(graph: ir.Model, knobs: Knobs) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -92,19 +92,20 @@ def _attributed(kernels: Sequence[Kernel]) -> list[Kernel]:
 
 def _remembered(graph: ir.Model, kernels: Sequence[Kernel]) -> tuple[Kernel, ...]:
     """The kernels, with the products in them that OpenVINO forgot to name: merged with what follows, that alone gives its name."""
-    place = {layer: number for number, kernel in reversed(list(enumerate(kernels))) for layer in kernel.layers}
+    named = {layer for kernel in kernels for layer in kernel.layers}
+    holds = [(number, kernel) for number, kernel in enumerate(kernels) if kernel.kind in _HOLD_PRODUCTS]
+    place = {layer: number for number, kernel in reversed(holds) for layer in kernel.layers}
     found = list(kernels)
     for node in graph.graph:
-        number = _following(node, place) if node.op_type in _PRODUCTS and node.name not in place else None
-        if number is not None and found[number].kind in _HOLD_PRODUCTS:
+        if node.op_type in _PRODUCTS and node.name not in named and (number := place.get(_following(node, named))) is not None:
             found[number] = replace(found[number], layers=(node.name or "", *found[number].layers))
     return tuple(found)
 
 
-def _following(node: ir.Node, place: Mapping[str, int]) -> int | None:
-    """The kernel of the nearest layer behind that has one, where one way leads there."""
+def _following(node: ir.Node, named: Collection[str]) -> str:
+    """The nearest layer behind that a kernel computes, where one way leads there; else ""."""
     while len(after := {reader for value in node.outputs for reader in readers(value)}) == 1:
         node = after.pop()
-        if (number := place.get(layer_of(node))) is not None:
-            return number
-    return None
+        if (layer := layer_of(node)) in named:
+            return layer
+    return ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 
 import onnx_ir as ir
 
@@ -13,37 +12,41 @@ from optimizer.backends.openvino.memory import weights_of
 from optimizer.engine import Realised
 from optimizer.graph import constant_nodes
 from optimizer.model import PLANNED, is_layer
-from optimizer.work import multiplications
+from optimizer.work import counted
 
 _WORDS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
 _MOVES = frozenset({"Reorder", "Reshape", "Const", "Input", "Output"})
 _MAIN = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul", "RNNSeq", "RNNCell", "ScaledDotProductAttention"})
 
+_HALVES = {ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
+_FEW = 5
 _WORTH_TELLING = 0.05
 
 
 def realised(graph: ir.Model, kernels: Sequence[Kernel]) -> tuple[Realised, ...]:
     """One entry a layer of the typed graph, in its order. What a kernel takes stands with the layer that it is about."""
-    work, before = multiplications(graph), constant_nodes(graph.graph)
+    before = constant_nodes(graph.graph)
     layers = [node for node in graph.graph if is_layer(node)]
     integers = frozenset(node.name or "" for node in layers if not _in_floats(node))
     entries = []
     for node in layers:
         inside = [kernel for kernel in kernels if node.name in kernel.layers]
-        entry = _computed(node, inside, kernels, integers) if inside else _gone(node, node in before)
-        entries.append(replace(entry, multiplications=work.get(entry.layer)))
-    return tuple(entries)
+        entries.append(_computed(node, inside, kernels, integers) if inside else _gone(node, node in before))
+    return counted(entries, graph)
 
 
-def notes(seen: Seen) -> tuple[str, ...]:
-    """What is to be told beside the layers: why there are no times of them, or the time that conversions between them take."""
+def notes(graph: ir.Model, seen: Seen) -> tuple[str, ...]:
+    """What is to be told beside the layers: types that the plugin narrows, why there are no times, or what conversions take."""
+    told = []
+    if doubles := [node.name or "" for node in graph.graph if any(value.dtype == ir.DataType.DOUBLE for value in node.outputs)]:
+        told.append(f"OpenVINO's CPU kernels compute FLOAT64 in FP32: {', '.join(doubles[:_FEW])}{' ...' * (len(doubles) > _FEW)}.")
     if seen.failure:
-        return (f"OpenVINO could not run the engine on made-up inputs, so there are no times by layer: {seen.failure}.",)
+        told.append(f"OpenVINO could not run the engine on made-up inputs, so there are no times by layer: {seen.failure}.")
     total = sum(kernel.ms or 0 for kernel in seen.kernels)
     between = sum(kernel.ms or 0 for kernel in seen.kernels if kernel.kind == "Reorder")
-    if between <= _WORTH_TELLING * total:
-        return ()
-    return (f"Changing the form of numbers between layers (layout, precision) takes {between:.3f} of {total:.3f} ms.",)
+    if between > _WORTH_TELLING * total:
+        told.append(f"Changing the form of numbers between layers (layout, precision) takes {between:.3f} of {total:.3f} ms.")
+    return tuple(told)
 
 
 def _computed(node: ir.Node, inside: Sequence[Kernel], kernels: Sequence[Kernel], integers: Collection[str]) -> Realised:
@@ -83,6 +86,8 @@ def _why(node: ir.Node, planned: str, found: str, kernel: Kernel) -> str:
     """Why a layer does not run as planned."""
     if planned == found:
         return ""
+    if any(_HALVES.get(value.dtype) == found for value in node.outputs if value.dtype is not None):
+        return f"the model itself holds {found.upper()} here"
     ran = f"planned {planned.upper()}, ran in {found.upper()}"
     if kernel.layers[0] != node.name:
         return f"{ran}: it is inside the kernel of {kernel.layers[0]}"
@@ -92,6 +97,4 @@ def _why(node: ir.Node, planned: str, found: str, kernel: Kernel) -> str:
         return f"{ran}: the plugin keeps {kernel.kind} in FP32 here"
     if planned == "int8":
         return f"{ran}: the plugin did not merge {node.op_type} with its Q/DQ"
-    if found == "fp16":
-        return "the model itself holds FP16 here"
     return f"{ran}: its neighbours are INT8, and it takes or gives their 8-bit numbers as they are"

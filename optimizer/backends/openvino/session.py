@@ -17,6 +17,9 @@ from optimizer.plan import Knobs
 
 FILE = "engine.xml"
 
+_WIDE = frozenset({"int64", "uint64", "uint32"})
+_INT32 = np.iinfo(np.int32)
+
 
 def settings(knobs: Knobs) -> dict[str, Any]:
     """The plugin's settings: one stream, a fixed number of threads. Nothing is cached on disk unless a folder is named for it."""
@@ -56,6 +59,9 @@ class Session:
         if self._request is None:
             raise ValueError("this engine was closed")
         check(feeds, self.inputs)
+        for spec in self.inputs:
+            if spec.dtype in _WIDE:
+                _refuse_wide(spec.name, feeds[spec.name])
         try:
             found = self._request.infer([np.asarray(feeds[spec.name], order="C") for spec in self.inputs], share_inputs=True)
         except RuntimeError as error:
@@ -65,6 +71,14 @@ class Session:
     def close(self) -> None:
         """Free weights, buffers and threads."""
         self._request = None
+
+
+def _refuse_wide(name: str, array: NDArray[Any]) -> None:
+    """The plugin computes with whole numbers in 32 bits and would take others for what is left of them."""
+    if array.size and (array.max() > _INT32.max or array.min() < _INT32.min):
+        raise InputError(
+            f"Input {name!r} holds numbers beyond 32 bits, with which OpenVINO's CPU kernels compute.", "Build with --backend onnxruntime."
+        )
 
 
 def _spec(name: str, port: Any) -> TensorSpec:

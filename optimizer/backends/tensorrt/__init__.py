@@ -31,6 +31,7 @@ from optimizer.graph import clone, infer_shapes
 from optimizer.plan import Capability, Knobs
 from optimizer.process import run_worker
 from optimizer.progress import Track, silent
+from optimizer.work import counted
 
 _MODULE = "tensorrt_rtx"
 _ENGINE = "engine.plan"
@@ -89,7 +90,7 @@ def build(graph: ir.Model, target: Target, knobs: Knobs, folder: Path, track: Tr
     except BaseException:
         engine.unlink(missing_ok=True)
         raise
-    layers = realised(graph, kernels, network.layers, losses.reasons, target.compute)
+    layers = counted(realised(graph, kernels, network.layers, losses.reasons, target.compute), graph)
     return Built(
         realised=layers,
         memory={**memory_from_log(said["memory"]), "engine": engine.stat().st_size},

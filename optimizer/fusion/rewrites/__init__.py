@@ -75,10 +75,13 @@ TIDY = (
 EVERYWHERE = "*"
 """Stands for every layer where a rule applies: what gives a little at each of many is only seen in all together."""
 
-LEAST = 0.01
-"""Part of a model's price from which on a layer is offered: a timing does not tell less."""
+SAFER = frozenset(rule.name for rule in variance.RULES)
+"""Rules that make low precision exact where it was not: offered whatever their layers cost, to be tried before layers are given back."""
 
-MOVED = 4
+LEAST = 0.005
+"""Part of a model's price from which on a layer is offered: a timing hardly tells less."""
+
+MOVED = 16
 """Multiplications that a core does in the time in which it moves one number."""
 
 STARTED = 20_000
@@ -89,7 +92,7 @@ def offers(model: Model) -> tuple[Rewrite, ...]:
     """Every rule with every layer of a fused model where it applies now, and with all of its layers at once; the dearest first.
 
     A layer's price is its multiply-accumulates and the numbers that it reads and writes, where its sizes are known.  Sizes are read off the
-    graph, as `fuse` and `graph.fixed` leave them.  What costs less than `LEAST` of the model is not offered.
+    graph, as `fuse` and `graph.fixed` leave them.  What costs less than `LEAST` of the model is not offered, unless it is `SAFER`.
     """
     graph = model.graph.graph
     found: list[tuple[int, int, int, Rewrite]] = []
@@ -104,7 +107,7 @@ def offers(model: Model) -> tuple[Rewrite, ...]:
         found += places
     least = LEAST * _price(graph)
     found.sort(key=lambda each: (-each[0], *each[1:3]))
-    return tuple(rewrite for price, *_, rewrite in found if price >= least)
+    return tuple(rewrite for price, *_, rewrite in found if price >= least or rewrite.rule in SAFER)
 
 
 def rewritten(model: Model, chosen: Sequence[Rewrite]) -> Model:

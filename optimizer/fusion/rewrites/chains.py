@@ -5,6 +5,7 @@ One of two convolutions must be of single pixels.  The product may multiply more
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -45,11 +46,12 @@ class ConvOfConv(Rule):
         padded = any(second.attributes.get_ints("pads", ())) or second.attributes.get_string("auto_pad", "NOTSET") != "NOTSET"
         if not behind and padded and biases[0] is not None and np.any(known(biases[0])):
             return refused("padding puts zeros where the first one's bias would stand", z)
+        taps = math.prod(inner.shape[2:]) * math.prod(outer.shape[2:])
+        if outer.shape[0] * inner.shape[1] * taps > DEARER * (inner.size + outer.size):
+            return refused("the product multiplies too much", z)
         product, bias = _product(first, second)
         if not (fits(product, outer.dtype) and (bias is None or fits(bias, outer.dtype))):
             return refused("the product leaves the range of its type", z)
-        if product.size > DEARER * (inner.size + outer.size):
-            return refused("the product multiplies too much", z)
         return MatchResult()
 
     def rewrite(self, op: Any, x: ir.Value, w: ir.Value, y: ir.Value, z: ir.Value, **_: Any) -> Any:
@@ -68,9 +70,9 @@ def _product(first: ir.Node, second: ir.Node) -> tuple[NDArray[np.float64], NDAr
     """Weight and bias of both in one, float64."""
     inner, outer = (np.asarray(known(node.inputs[1]), np.float64) for node in (first, second))
     if inner.shape[2:] == (1, 1) and pixelwise(first, inner):
-        product = np.einsum("omij,mc->ocij", outer, inner[:, :, 0, 0])
+        product = np.moveaxis(np.tensordot(outer, inner[:, :, 0, 0], axes=(1, 0)), -1, 1)
     else:
-        product = np.einsum("om,mcij->ocij", outer[:, :, 0, 0], inner)
+        product = np.tensordot(outer[:, :, 0, 0], inner, axes=(1, 0))
     biases = [None if (bias := known(input_of(node, 2))) is None else np.asarray(bias, np.float64) for node in (first, second)]
     if biases[0] is None:
         return product, biases[1]

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
-
-from optimizer.fusion.conditions import input_of, known
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
@@ -30,29 +28,28 @@ EXACT: Mapping[str, Callable[[NDArray[np.float64], ir.Node], NDArray[np.float64]
 """Operators that onnx.reference computes in float32 (`folding.ROUGH`), in the model's own type."""
 
 
-def computed(node: ir.Node, table: NDArray[Any]) -> NDArray[Any]:
-    """The output of `node`, whose first input is `table` and whose others are constants; in the table's type."""
-    wide = table.astype(np.float64)
-    result = EXACT[node.op_type](wide, node) if node.op_type in EXACT else _by_reference(node, wide)
-    return result.astype(table.dtype)
+def computed(node: ir.Node, operands: Sequence[NDArray[Any] | None]) -> NDArray[np.float64]:
+    """The output of `node` for its inputs, tables of shape (rows, width) or constants; those of a float type in float64."""
+    wide = [array.astype(np.float64) if array is not None and array.dtype.kind == "f" else array for array in operands]
+    if node.op_type in EXACT and wide[0] is not None:
+        return EXACT[node.op_type](wide[0], node)
+    return _by_reference(node, wide)
 
 
-def _by_reference(node: ir.Node, table: NDArray[np.float64]) -> NDArray[Any]:
-    first = ir.Value(name="rows", type=ir.TensorType(ir.DataType.DOUBLE), shape=ir.Shape(table.shape))
-    operands, constants = list[ir.Value | None]([first]), list[ir.Value]()
-    for place in range(1, len(node.inputs)):
-        array = known(input_of(node, place))
+def _by_reference(node: ir.Node, operands: Sequence[NDArray[Any] | None]) -> NDArray[np.float64]:
+    inputs, feeds = list[ir.Value | None](), dict[str, NDArray[Any]]()
+    for place, array in enumerate(operands):
         if array is None:
-            operands.append(None)
+            inputs.append(None)
             continue
-        numbers = array.astype(np.float64) if array.dtype.kind == "f" else array
-        # A row may have leading axes of size 1, as the rows that were looked up have; the table has none.
-        numbers = numbers.reshape(numbers.shape[max(0, numbers.ndim - 2) :])
-        constants.append(ir.Value(name=f"operand{place}", const_value=ir.tensor(numbers, name=f"operand{place}")))
-        operands.append(constants[-1])
+        # A constant row may have leading axes of size 1, as the rows that were looked up have; a table has none.
+        feeds[f"operand{place}"] = flat = array.reshape(array.shape[max(0, array.ndim - 2) :])
+        kind = ir.TensorType(ir.DataType.from_numpy(flat.dtype))
+        inputs.append(ir.Value(name=f"operand{place}", type=kind, shape=ir.Shape(flat.shape)))
     attributes = [value for name, value in node.attributes.items() if name != "axis"]  # the last one, which is the standard
-    alone = ir.Node(node.domain, node.op_type, operands, attributes, num_outputs=1)
+    alone = ir.Node(node.domain, node.op_type, inputs, attributes, num_outputs=1)
     alone.outputs[0].name = "result"
-    graph = ir.Graph([first], alone.outputs, nodes=[alone], initializers=constants, opset_imports={"": 20})
-    (result,) = ReferenceEvaluator(ir.to_proto(ir.Model(graph, ir_version=10))).run(None, {"rows": table})
-    return np.asarray(result)
+    given = [value for value in inputs if value is not None]
+    graph = ir.Graph(given, alone.outputs, nodes=[alone], opset_imports={"": 20})
+    (result,) = ReferenceEvaluator(ir.to_proto(ir.Model(graph, ir_version=10))).run(None, feeds)
+    return np.asarray(result, np.float64)

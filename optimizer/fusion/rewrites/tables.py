@@ -19,9 +19,10 @@ from optimizer.fusion.rewrites import rows
 from optimizer.fusion.rewrites.folded import ALONE
 from optimizer.fusion.rewrites.writing import constant
 from optimizer.fusion.rule import Rule, refused
+from optimizer.graph import LARGE
 
-WITH_ROW = ("Add", "Div", "Mul", "Sub")
-"""Operators that take each number with one of a constant row."""
+WITH_ROW = ("Add", "Div", "Mul", "Pow", "Sub")
+"""Operators that take each number with one of a constant row, or of another row of the same place."""
 
 LARGEST = 4
 """Times that a table may grow where a product makes its rows longer."""
@@ -102,53 +103,68 @@ def _looked_up(op: Any, w: ir.Value, weight: NDArray[Any], code: Any, x: ir.Valu
 
 
 class RowwiseIntoTable(Rule):
-    """f(Gather(W, i)) = Gather(f(W), i), for an f that takes each row alone; only tables of a rewrite if `ours`."""
+    """f(V[i], W[i] ...) = f(V, W ...)[i] for an f that takes each row alone; if `ours`, one of the tables is of a rewrite."""
 
     def __init__(self, operator: str, *, ours: bool) -> None:
         super().__init__(f"{operator} into table")
         self.operator = operator
         self.ours = ours
 
-    def pattern(self, op: Any, w: Any, i: Any) -> Any:
-        found = op.Gather(w, i, _allow_other_attributes=True, _outputs=["found"])
-        return getattr(op, self.operator)(found, _allow_other_inputs=True, _allow_other_attributes=True, _outputs=["y"])
+    def pattern(self, op: Any) -> Any:
+        return getattr(op, self.operator)(_allow_other_inputs=True, _allow_other_attributes=True, _outputs=["y"])
 
-    def check(self, _context: Any, w: ir.Value, found: ir.Value, y: ir.Value, **_: Any) -> MatchResult:
-        table, node = known(w), producer(y)
-        if table is None or table.ndim != 2 or table.dtype.kind != "f" or not owned(w):
-            return refused("it is no table of its own", node)
-        if self.ours and _OURS not in w.metadata_props:
-            return refused("no rewrite wrote this table", node)
-        if producer(found).attributes.get_int("axis", 0) not in (0, -2) or not rank(found):
-            return refused("columns are picked, not rows", node)
-        operands = [known(value) for value in node.inputs[1:] if value is not None]
-        if any(array is None for array in operands):
+    def check(self, _context: Any, y: ir.Value) -> MatchResult:
+        node = producer(y)
+        found = [_looked(value) for value in node.inputs]
+        gathers = [each for each in found if each is not None]
+        if not gathers or len({each.inputs[1] for each in gathers}) > 1:
+            return refused("it is not done to rows of one place", node)
+        if self.ours and not any(_OURS in (each.inputs[0] or y).metadata_props for each in gathers):
+            return refused("no rewrite wrote these tables", node)
+        constants = [known(value) for value, gather in zip(node.inputs, found, strict=True) if value is not None and gather is None]
+        if any(array is None for array in constants):
             return refused("the other operand is computed", node)
-        if (reason := self._not_by_row(node, table, [array for array in operands if array is not None])) is not None:
-            return refused(reason, node)
-        return MatchResult()
+        reason = self._not_by_row(node, [array for array in constants if array is not None])
+        return MatchResult() if reason is None else refused(reason, node)
 
-    def _not_by_row(self, node: ir.Node, table: NDArray[Any], operands: list[NDArray[Any]]) -> str | None:
+    def _not_by_row(self, node: ir.Node, constants: list[NDArray[Any]]) -> str | None:
+        dimensions, width = rank(node.outputs[0]) or 0, size(node.inputs[0], -1)
+        if self.operator in WITH_ROW:
+            width = size(node.outputs[0], -1)
+            along = all(row.ndim == 0 or (row.size == row.shape[-1] and row.shape[-1] in (1, width)) for row in constants)
+            return None if along and all(row.ndim <= dimensions for row in constants) else "the operand is not one row"
+        if _looked(node.inputs[0]) is None:
+            return "its first operand is no look-up"
         if self.operator in ALONE:
             return None if self.operator not in ROUGH or self.operator in rows.EXACT else "the operator is only computed roughly ahead"
-        if self.operator in WITH_ROW:
-            row = operands[0]
-            along = row.ndim == 0 or (row.size == row.shape[-1] and row.shape[-1] in (1, table.shape[1]))
-            return None if along and row.ndim <= (rank(node.inputs[0]) or 0) else "the operand is not one row"
         if self.operator == "LayerNormalization":
-            last = node.attributes.get_int("axis", -1) in (-1, (rank(node.inputs[0]) or 0) - 1)
+            last = node.attributes.get_int("axis", -1) in (-1, dimensions - 1)
             return None if last and len(node.outputs) == 1 else "it normalizes over more than a row"
-        matrix = operands[0]
-        if matrix.ndim != 2 or matrix.shape[1] > LARGEST * table.shape[1]:
-            return "the table would grow too much"
+        matrix = constants[0] if constants else None
+        if matrix is None or matrix.ndim != 2 or width is None or matrix.shape[1] > LARGEST * width:
+            return "the table would grow too much, or the product is of two look-ups"
         return None
 
-    def rewrite(self, op: Any, w: ir.Value, i: ir.Value, y: ir.Value, **_: Any) -> Any:
-        table, node = known(w), producer(y)
+    def rewrite(self, op: Any, y: ir.Value) -> Any:
+        node = producer(y)
+        gathers = [_looked(value) for value in node.inputs]
+        first = next(each for each in gathers if each is not None)
+        operands = [known(value if each is None else each.inputs[0]) for value, each in zip(node.inputs, gathers, strict=True)]
+        table = known(first.inputs[0])
         assert table is not None
-        after = constant(op, w, node.name or self.operator, rows.computed(node, table))
+        after = constant(op, node, "table", rows.computed(node, operands).astype(table.dtype))
         after.metadata_props[_OURS] = ""
-        return op.Gather(after, i, axis=0)
+        return op.Gather(after, first.inputs[1], axis=0)
+
+
+def _looked(value: ir.Value | None) -> ir.Node | None:
+    """The Gather that wrote `value`, of rows of a float table of its own that is small enough to be computed ahead."""
+    node = None if value is None else value.producer()
+    if node is None or node.op_type != "Gather" or node.domain or node.attributes.get_int("axis", 0) not in (0, -2) or not rank(value):
+        return None
+    table = known(node.inputs[0])
+    fits = table is not None and table.ndim == 2 and table.dtype.kind == "f" and table.nbytes <= LARGE
+    return node if fits and owned(node.inputs[0]) else None
 
 
 _ROWWISE = (*ALONE, *WITH_ROW, "LayerNormalization", "MatMul")

@@ -6,18 +6,19 @@ are nearly the same, and BF16 or FP16 leave nothing of what is between them.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import onnx_ir as ir
 from onnxscript.rewriter import MatchResult
 
-from optimizer.fusion.conditions import input_of, integers, near, producer, rank
+from optimizer.fusion.conditions import input_of, integers, near, producer, rank, size
 from optimizer.fusion.rewrites.writing import integers as write
 from optimizer.fusion.rule import Rule, refused
 
 
 class SafeVariance(Rule):
-    """mean(x x) - m m with m = mean(x) over the same axes, by ReduceMean or GlobalAveragePool."""
+    """mean(x x) - m m with m = mean(x) over the same axes, by ReduceMean, ReduceSum over the number, or GlobalAveragePool."""
 
     def __init__(self) -> None:
         super().__init__("safe variance")
@@ -53,14 +54,29 @@ def _found(a: ir.Value, b: ir.Value) -> tuple[ir.Value, tuple[int, ...], ir.Valu
 
 
 def _mean(value: ir.Value) -> tuple[ir.Value, tuple[int, ...]] | None:
-    """What a mean is of, and over which axes, counted from the first."""
+    """What a mean is of, and over which axes, counted from the first; a sum over its number counts as one."""
     node = value.producer()
     if node is None or node.domain or (x := node.inputs[0] if node.inputs else None) is None or (dimensions := rank(x)) is None:
         return None
     if node.op_type == "GlobalAveragePool":
         return x, tuple(range(2, dimensions))
+    if node.op_type in {"Mul", "Div"}:
+        return _sum_over_number(node, x)
     axes = integers(input_of(node, 1)) if node.op_type == "ReduceMean" else None
     return None if axes is None else (x, tuple(sorted(axis % dimensions for axis in axes)))
+
+
+def _sum_over_number(scaled: ir.Node, total: ir.Value) -> tuple[ir.Value, tuple[int, ...]] | None:
+    """What is summed and divided by how many numbers there are, or multiplied by the inverse; with the axes."""
+    node = total.producer()
+    x = node.inputs[0] if node is not None and node.op_type == "ReduceSum" and not node.domain else None
+    if node is None or x is None or (dimensions := rank(x)) is None or (axes := integers(input_of(node, 1))) is None:
+        return None
+    sizes = [size(x, axis) for axis in axes]
+    count = math.prod(each for each in sizes if each is not None)
+    if None in sizes or not count or not near(scaled.inputs[1], 1 / count if scaled.op_type == "Mul" else count):
+        return None
+    return x, tuple(sorted(axis % dimensions for axis in axes))
 
 
 def _square(value: ir.Value) -> ir.Value | None:

@@ -111,6 +111,21 @@ def test_text_is_refused_before_openvino_sees_it(model, built) -> None:
         built(model("g (string[2] x) => (string[2] y) { y = Identity(x) }"))
 
 
+def test_a_type_that_openvino_does_not_hand_to_python_is_refused(model, built) -> None:
+    with pytest.raises(UnavailableError, match="BFLOAT16 from Python, which 'y' is"):
+        built(model("g (float[2] x) => (bfloat16[2] y) { y = Cast<to=16>(x) }"))
+
+
+def test_what_the_plugin_narrows_is_told_or_refused(model, built) -> None:
+    made = built(model("g (double[2] x, int64[2] i) => (double[2] y, int64[2] j) { y = Exp(x)  j = Add(i, i) }"))
+    assert made.built.notes == ("OpenVINO's CPU kernels compute FLOAT64 in FP32: y.",)
+    feeds = {"x": np.ones(2), "i": np.array([2**31 - 1, -(2**31)]) // 2}
+    assert made.largest_difference(feeds) < 1e-6
+    for wide in (2**31, -(2**31) - 1):
+        with pytest.raises(InputError, match="Input 'i' holds numbers beyond 32 bits"):
+            made.load().run({**feeds, "i": np.array([0, wide])})
+
+
 def test_an_operator_that_openvino_lacks_is_refused_in_a_sentence(model, built) -> None:
     with pytest.raises(UnavailableError) as caught:
         built(model("g (float[N,4] x) => (float[N,4] y) { y = ai.onnx.ml.Binarizer<threshold=0.5>(x) }"))
