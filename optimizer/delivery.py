@@ -30,6 +30,7 @@ from optimizer.planner.finals import Evidence, gated, timed
 from optimizer.planner.flips import read
 from optimizer.planner.given import plan_from_file, refuse_what_does_not_fit
 from optimizer.planner.journal import Journal
+from optimizer.planner.pareto import front
 from optimizer.planner.problem import Problem
 from optimizer.planner.search import search
 from optimizer.planner.serving import under_load
@@ -114,6 +115,7 @@ def deliver(prepared: Prepared, target: Target, folders: Folders, share: int, tr
         requested=prepared.request.precision,
         subject=subject,
         candidates=candidates,
+        front=front(candidates),
         parity=parity,
         provenance=provenance,
         exit_code=code,
