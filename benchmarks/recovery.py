@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -192,7 +193,8 @@ def by_nncf(case: Any, scratch: Path, options: dict[str, Any]) -> Any:
 
     save(case.model.graph, scratch / "float.onnx")
     data = nncf.Dataset([dict(feed) for feed in case.calibration])
-    return nncf.quantize(ov.Core().read_model(scratch / "float.onnx"), data, subset_size=len(case.calibration), **options)
+    with redirect_stdout(sys.stderr):  # its progress bars
+        return nncf.quantize(ov.Core().read_model(scratch / "float.onnx"), data, subset_size=len(case.calibration), **options)
 
 
 if __name__ == "__main__":
