@@ -20,6 +20,7 @@ from optimizer.errors import UnavailableError
 from optimizer.fusion import fuse
 from optimizer.fusion.rewrites import rewritten
 from optimizer.graph import clone, fixed, sha256
+from optimizer.memory import weighed
 from optimizer.model import SHAPES, Model
 from optimizer.package.handover import write_handover
 from optimizer.package.passport import Passport, seal
@@ -52,6 +53,9 @@ SEARCH_SECONDS = 120.0
 
 SEARCHING = 0.7
 """The part of a time budget that the search may use up; the last race, the gate and the ladder come after it."""
+
+BESIDE = (".bin", ".weights", ".so")
+"""Suffixes of what lies beside an engine's own file and is found through it."""
 
 TIMINGS = "timings.jsonl"
 """The file of all that was measured."""
@@ -96,6 +100,8 @@ def deliver(prepared: Prepared, target: Target, folders: Folders, share: int, tr
             pass
         candidates, subject = gated(state, timed(state, track), evidence, track)
         problem = state.owner(subject.plan)
+        measured = {one.name: weighed(state.ready(one), feed) for one in (candidates[0], subject)}
+        subject, candidates = measured[subject.name], [measured.get(one.name, one) for one in candidates]
     ladder = _ladder(prepared, problem, subject, track)
     demand = prepared.request.max_latency
     load = under_load(problem, subject, feed, demand, track) if demand is not None else None
@@ -171,6 +177,7 @@ def _problem(prepared: Prepared, target: Target, chosen: str, given: Plan | None
         wanted=request.precision,
         table=table_for(prepared, model, track),
         screening=prepared.screening,
+        feeds=prepared.feeds,
         parent=prepared.parent,
         reading=reading,
         allowed=allowed,
@@ -365,12 +372,13 @@ def _tell(report: Report, folder: Path) -> None:
 
 
 def _passport(prepared: Prepared, problem: Problem, subject: Candidate, report: Report, folder: Path) -> Passport:
-    engines = sorted(file.name for file in folder.glob("engine.*"))
+    engines = sorted(file.name for file in folder.glob("engine.*") if file.suffix not in BESIDE)
     calibration = prepared.calibration
     return Passport(
         name=prepared.imported.source.file,
         target=problem.target.name,
         compute=problem.target.compute,
+        features=problem.target.features,
         backend=problem.backend,
         engine=engines[0] if engines else None,
         inputs=problem.model.inputs,

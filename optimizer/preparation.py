@@ -41,6 +41,12 @@ from optimizer.suspicion import suspected
 SCREENING = 32
 """Calibration samples that candidates are screened on, spread evenly over the data."""
 
+RECOVERY = 96
+"""Calibration samples that recovery looks at: more than candidates are screened on, or it would fit those."""
+
+RECOVERY_BYTES = 256 << 20
+"""What these may hold together; of larger samples there are fewer."""
+
 RANDOM = 16
 """Feeds of random calibration."""
 
@@ -74,6 +80,7 @@ class Prepared:
     judged: int
     table: Table | None
     screening: Sequence[Arrays]
+    feeds: Sequence[Arrays]
     parent: Sequence[Mapping[str, NDArray[Any]]]
     numeric: Sequence[Arrays]
     question: Question | NoQuestion | None
@@ -106,7 +113,7 @@ def prepare(request: Request, scratch: Path, kept: Path, track: Track) -> Prepar
     notes.extend(suspected(imported, given))
     if left_out:
         notes.append(f"{left_out} evaluation samples are also calibration samples: they were left out of the gate.")
-    table, screening = _calibrated(request, imported, fused, calibration, kept, notes, track)
+    table, screening, feeds = _calibrated(request, imported, fused, calibration, kept, notes, track)
     parent = _outputs(imported, screening)
     question: Question | NoQuestion | None = None
     judged = 0
@@ -135,6 +142,7 @@ def prepare(request: Request, scratch: Path, kept: Path, track: Track) -> Prepar
         judged=judged,
         table=table,
         screening=screening,
+        feeds=feeds,
         parent=parent,
         numeric=numeric,
         question=question,
@@ -185,23 +193,30 @@ def _data(request: Request, model: Model) -> tuple[Samples | None, Samples | Non
 
 def _calibrated(
     request: Request, imported: Model, fused: Model, calibration: Samples | None, kept: Path, notes: list[str], track: Track
-) -> tuple[Table | None, Sequence[Arrays]]:
-    """The table, and the feeds that candidates are screened on; nothing of either without calibration data."""
+) -> tuple[Table | None, Sequence[Arrays], Sequence[Arrays]]:
+    """The table, the feeds that candidates are screened on, and those for recovery; nothing of all without calibration data."""
     threads = request.threads or this_cpu().cores
     if calibration is not None:
         key = _key(request, fused, calibration.sha256, len(calibration))
-        chosen = np.unique(np.linspace(0, len(calibration) - 1, SCREENING).round().astype(int))
         with _with_states(imported, calibration) as samples:
             table = _table_from_before(key, (kept / TABLE, *_tables(request)), notes)
             if table is None:
                 table = calibrate(fused, samples, key=key, threads=threads, track=track)
             (kept / TABLE).write_bytes(table.to_json())
-            return table, _chosen(samples, chosen.tolist())
+            screening = _chosen(samples, _spread(len(calibration), SCREENING))
+            size = max(sum(array.nbytes for array in feed.values()) for feed in screening)
+            more = min(RECOVERY, RECOVERY_BYTES // max(size, 1))
+            return table, screening, _chosen(samples, _spread(len(calibration), more)) if more > len(screening) else screening
     if request.random_calibration:
         feeds = _made_up(request, fused, RANDOM)
         notes.append("Calibrated on random numbers, as asked with --random-calibration: its ranges are those of no real data.")
-        return calibrate(fused, feeds, key=_key(request, fused, "random", RANDOM), threads=threads, track=track), feeds
-    return None, ()
+        return calibrate(fused, feeds, key=_key(request, fused, "random", RANDOM), threads=threads, track=track), feeds, feeds
+    return None, (), ()
+
+
+def _spread(samples: int, most: int) -> list[int]:
+    """At most so many indices, spread evenly over the data."""
+    return [int(index) for index in np.unique(np.linspace(0, samples - 1, most).round())]
 
 
 def _tables(request: Request) -> tuple[Path, ...]:

@@ -6,13 +6,14 @@ place in MOVES; the loop never learns of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 
 from calibration.ranges import METHODS
 from optimizer.engine import Candidate
 from optimizer.errors import UnavailableError
-from optimizer.fusion.rewrites import offers
+from optimizer.fusion.rewrites import EVERYWHERE, offers
 from optimizer.graph import quantized
 from optimizer.plan import Plan, Precision, Rewrite
 from optimizer.planner.plans import everywhere, half, mixed, on_half, ranged, unquantized
@@ -29,6 +30,12 @@ ALONE = 3
 
 REPAIRED = 3
 """Plans that are mended, the fastest first."""
+
+REWRITING = 0.3
+"""The part of the time for the search that exact rewrites may take."""
+
+NEARLY = 0.98
+"""What looks slower than this beside the best is not held against it in pairs."""
 
 _FEW = 4
 """Layers that a reason names."""
@@ -67,41 +74,37 @@ def rewritten(state: State) -> Proposals:
         return
     for base in list(state.bases):
         form, best = base, state.plain(base)
-        for chosen in _groups(offers(base.model)):
-            tried = [chosen] if len(chosen) == 1 else [chosen, *((one,) for one in chosen[:ALONE])]
-            for some in tried:
-                changed = _changed(form, some)
-                if changed is None:
-                    continue
-                name, plan = next(unquantized(changed))
-                found = yield Proposal(changed, f"{name} {_told(changed)}", replace(plan, reason=_at(changed)))
-                if found.outcome != "not built" and state.faster(found, best):
-                    form, best = state.form(changed), found
-                    if some is chosen:
-                        break
+        tried = set[tuple[str, str]]()
+        until = state.clock.left - REWRITING * state.clock.seconds / len(state.bases)
+        while state.clock.left > until and (chosen := _next_rewrite(form, tried)) is not None:
+            tried.add((chosen.rule, chosen.layer))
+            changed = form.rewritten([chosen])
+            name, plan = next(unquantized(changed))
+            found = yield Proposal(changed, f"{name} {_told(changed)}", replace(plan, reason=_at(changed)))
+            if found.outcome != "not built" and speed(found) > NEARLY * speed(best) and state.faster(found, best):
+                form, best = state.form(changed), found
         state.prefer(form)
 
 
-def _groups(found: Sequence[Rewrite]) -> list[tuple[Rewrite, ...]]:
-    """Rewrites by rule, in their order."""
-    return [tuple(one for one in found if one.rule == rule) for rule in dict.fromkeys(one.rule for one in found)]
-
-
-def _changed(form: Problem, chosen: Sequence[Rewrite]) -> Problem | None:
-    """The form with rewrites on top, those that still apply there; None where none does."""
-    still = set(offers(form.model))
-    left = [one for one in chosen if one in still]
-    return form.rewritten(left) if left else None
+def _next_rewrite(form: Problem, tried: set[tuple[str, str]]) -> Rewrite | None:
+    """What is worth trying next, the dearest first: a rule at all its places, and where that did not pay at a few of them alone."""
+    alone = Counter(rule for rule, layer in tried if layer != EVERYWHERE)
+    for one in offers(form.model):
+        if (one.rule, one.layer) not in tried and (one.layer == EVERYWHERE or alone[one.rule] < ALONE):
+            return one
+    return None
 
 
 def _told(form: Problem) -> str:
-    counts = {rule: sum(one.rule == rule for one in form.rewrites) for rule in dict.fromkeys(one.rule for one in form.rewrites)}
-    return "with " + ", ".join(rule if count == 1 else f"{rule} ({count})" for rule, count in counts.items())
+    counts = Counter(one.rule for one in form.rewrites)
+    everywhere = {one.rule for one in form.rewrites if one.layer == EVERYWHERE}
+    return "with " + ", ".join(rule if rule in everywhere or count == 1 else f"{rule} ({count})" for rule, count in counts.items())
 
 
 def _at(form: Problem) -> str:
-    places = ", ".join(one.layer for one in form.rewrites[:_FEW]) + (f" and {len(form.rewrites) - _FEW} more" * (len(form.rewrites) > _FEW))
-    return f"exact rewrites at {places}"
+    places = ["every place" if one.layer == EVERYWHERE else one.layer for one in form.rewrites]
+    more = f" and {len(places) - _FEW} more" if len(places) > _FEW else ""
+    return f"exact rewrites at {', '.join(places[:_FEW])}{more}"
 
 
 def by_name(state: State) -> Proposals:

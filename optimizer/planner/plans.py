@@ -11,7 +11,7 @@ from optimizer.errors import UnavailableError
 from optimizer.plan import Plan, Precision
 from optimizer.planner.problem import Problem
 from optimizer.planner.sensitivity import worst_first
-from optimizer.precision import eligible, overflowing, quantized_tensors, settled
+from optimizer.precision import eligible, hazards, quantized_tensors, settled
 
 Named = tuple[str, Plan]
 
@@ -40,12 +40,12 @@ def _barred(problem: Problem, precision: Precision) -> Mapping[str, str]:
 
 
 def half(problem: Problem, precision: Precision) -> Plan:
-    """Everything in FP16 or BF16 but what would overflow there, by the ranges that calibration saw."""
+    """Everything in FP16 or BF16 but what would overflow there, or be cancelled or counted wrong."""
     plan = problem.plan(precision, f"everything in {precision.upper()}")
-    if "fp32" not in problem.capability.precisions or problem.table is None:
+    if "fp32" not in problem.capability.precisions:
         return plan
     barred = _barred(problem, "fp32")
-    for layer, why in overflowing(problem.model, problem.table.statistics, precision).items():
+    for layer, why in _hazards(problem, precision).items():
         if layer in barred:
             plan = replace(plan, reasons={**plan.reasons, layer: f"{why}, and it can't stay in FP32: {barred[layer]}"})
         else:
@@ -53,9 +53,15 @@ def half(problem: Problem, precision: Precision) -> Plan:
     return plan
 
 
+def _hazards(problem: Problem, precision: Precision) -> Mapping[str, str]:
+    """The layers that a precision would break, by the ranges that calibration saw and by their place in the graph."""
+    return hazards(problem.model, problem.table.statistics if problem.table is not None else {}, precision)
+
+
 def everywhere(problem: Problem, precision: Precision) -> Plan | None:
     """Every layer that can be in `precision`, the reasons of the others noted; None where there is none."""
-    verdicts = eligible(problem.model, problem.capability, precision)
+    dangers = _hazards(problem, precision)
+    verdicts = {layer: why or dangers.get(layer) for layer, why in eligible(problem.model, problem.capability, precision).items()}
     chosen = [layer for layer, why in verdicts.items() if why is None]
     if not chosen:
         return None

@@ -22,11 +22,11 @@ from optimizer.plan import Capability, Knobs, Plan, Precision, Rewrite, Shape
 class Problem:
     """One form of the model for one backend and target.
 
-    `screening` are a few calibration-side feeds with `parent`, the unquantized model's outputs on them; both are empty where
-    there is no calibration data, and then no plan needs any.  `wanted` is "auto" or the precision asked for by name, `choices` are
-    the values that the tuner may give to a knob.  `reading` is how decisions are read from the outputs (None where they are none), and
-    `allowed` what may be lost, as a share of decisions or in cosine (None where what the gate asks can't be predicted).  `rewrites` are
-    what made this form of the fused model.
+    `screening` are a few calibration-side feeds with `parent`, the unquantized model's outputs on them, and `feeds` some more for
+    recovery; all are empty where there is no calibration data, and then no plan needs any.  `wanted` is "auto" or the precision asked
+    for by name, `choices` are the values that the tuner may give to a knob.  `reading` is how decisions are read from the outputs (None
+    where they are none), and `allowed` what may be lost, as a share of decisions or in cosine (None where what the gate asks can't be
+    predicted).  `rewrites` are what made this form of the fused model.
     """
 
     model: Model
@@ -38,6 +38,7 @@ class Problem:
     choices: Mapping[str, Sequence[int | float | str | bool]] = field(default_factory=dict)
     table: Table | None = None
     screening: Sequence[Arrays] = ()
+    feeds: Sequence[Arrays] = ()
     parent: Sequence[Mapping[str, NDArray[Any]]] = ()
     shapes: Mapping[str, Shape] = field(default_factory=dict)
     given: Plan | None = None

@@ -21,6 +21,9 @@ Proposals = Generator[Proposal, Candidate, None]
 _FEW = 4
 """Samples that sensitivities are measured on: the difference between layers is orders of magnitude."""
 
+WORTH = 0.97
+"""Of the error before, what a step of recovery may leave at most: less of a gain is chance on so few samples."""
+
 _SHARES = (0.9, 0.7, 0.5)
 """Shares of the time of the layers in question that stay lowered."""
 
@@ -36,7 +39,7 @@ def recovery(state: State, problem: Problem, broken: Candidate) -> Proposals:
             continue
         plan = replace(found.plan, reason=f"{best.plan.reason}; {found.note}")
         tried = yield Proposal(problem, f"{_own(problem, broken)} with {' and '.join(plan.recovery)}", plan)
-        if tried.outcome != "not built" and (tried.distance or 0.0) < (best.distance or 0.0):
+        if tried.outcome != "not built" and (tried.distance or 0.0) < WORTH * (best.distance or 0.0):
             best = tried
 
 

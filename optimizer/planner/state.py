@@ -75,6 +75,7 @@ class Clock:
     """Seconds left for the search; `clock` tells the time, from any start."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.seconds = seconds
         self._clock, self._end = clock, clock() + seconds
 
     @property
@@ -140,7 +141,7 @@ class State:
             problem = self.form(base.rewritten(plan.rewrites))
         if not plan.recovery or problem.table is None:
             return problem
-        form = recovered(Form(problem.model, problem.table), plan, problem.capability, problem.screening)
+        form = recovered(Form(problem.model, problem.table), plan, problem.capability, problem.feeds)
         return self._remember(plan, problem, form)
 
     def _remember(self, plan: Plan, problem: Problem, form: Form) -> Problem:
@@ -155,7 +156,7 @@ class State:
 
         def measure() -> Mended | None:
             assert problem.table is not None
-            found = step(Form(problem.model, problem.table), plan, problem.capability, problem.screening)
+            found = step(Form(problem.model, problem.table), plan, problem.capability, problem.feeds)
             if found is None:
                 return None
             self._remember(found.plan, problem, found.form)
