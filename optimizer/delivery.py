@@ -100,8 +100,9 @@ def deliver(prepared: Prepared, target: Target, folders: Folders, share: int, tr
             pass
         candidates, subject = gated(state, timed(state, track), evidence, track)
         problem = state.owner(subject.plan)
-        measured = {one.name: weighed(state.ready(one), feed) for one in (candidates[0], subject)}
-        subject, candidates = measured[subject.name], [measured.get(one.name, one) for one in candidates]
+        if problem.capability.runs_here:
+            measured = {one.name: weighed(state.ready(one), feed) for one in (candidates[0], subject)}
+            subject, candidates = measured[subject.name], [measured.get(one.name, one) for one in candidates]
     ladder = _ladder(prepared, problem, subject, track)
     demand = prepared.request.max_latency
     load = under_load(problem, subject, feed, demand, track) if demand is not None else None

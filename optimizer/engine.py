@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -246,6 +246,23 @@ def check(feeds: Arrays, inputs: Sequence[TensorSpec]) -> None:
             if isinstance(size, str) and not size.startswith("?") and free.setdefault(size, (found, spec.name))[0] != found:
                 other, name = free[size]
                 raise InputError(f"{size!r} is {found} in input {spec.name!r} and {other} in input {name!r}.", wanted)
+
+
+def checker(inputs: Sequence[TensorSpec]) -> Callable[[Arrays], None]:
+    """`check` for one engine: where sizes are fixed, feeds that fit cost a fifth of it, which counts beside a run of 50 microseconds."""
+    fixed = [(spec.name, np.dtype(spec.dtype), spec.shape) for spec in inputs if all(isinstance(size, int) for size in spec.shape)]
+
+    def checked(feeds: Arrays) -> None:
+        if len(feeds) == len(fixed) == len(inputs):
+            for name, dtype, shape in fixed:
+                array = feeds.get(name)
+                if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != shape:
+                    break
+            else:
+                return
+        check(feeds, inputs)
+
+    return checked
 
 
 def _words(spec: TensorSpec) -> str:

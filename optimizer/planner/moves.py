@@ -207,7 +207,9 @@ def _with_best_ranges(state: State, problem: Problem, plan: Plan) -> Plan:
 def repaired(state: State) -> Proposals:
     """What is fast and loses too much, mended: the fastest first, as long as it is faster than the best that loses little."""
     done: set[str] = set()
-    while len(done) < REPAIRED and (broken := _worth_mending(state, done)) is not None:
+    for _ in range(REPAIRED):
+        if (broken := _worth_mending(state, done)) is None:
+            return
         done.add(broken.name)
         problem = state.owner(broken.plan)
         for repair in REPAIRS:

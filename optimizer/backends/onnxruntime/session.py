@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from kernels.target import this_cpu
-from optimizer.engine import LIBRARY, Arrays, check
+from optimizer.engine import LIBRARY, Arrays, checker
 from optimizer.errors import InputError, UnavailableError
 from optimizer.model import TensorSpec
 from optimizer.plan import Knobs
@@ -113,6 +113,7 @@ class Session:
         self._session: ort.InferenceSession | None = open_session(file, options(knobs))
         self.inputs = specs(self._session.get_inputs())
         self.outputs = specs(self._session.get_outputs())
+        self._check = checker(self.inputs)
         self._names = [spec.name for spec in self.outputs]
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
@@ -123,7 +124,7 @@ class Session:
         """
         if self._session is None:
             raise ValueError("this engine was closed")
-        check(feeds, self.inputs)
+        self._check(feeds)
         try:
             results = self._session.run(self._names, dict(feeds))
         except ERRORS as error:
