@@ -31,7 +31,11 @@ threads = click.option("--threads", type=int, metavar="N", help="Threads that an
 seed = click.option("--seed", type=int, metavar="N", help="Seed of everything that is drawn at random.")
 
 target = click.option(
-    "--target", "targets", multiple=True, metavar="NAME", help="cpu, auto, or a GPU: l4, t4, a100, sm_89 ... May be repeated."
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="NAME",
+    help="cpu, auto, another CPU (cpu:avx2, cpu:icelake-server ...) or a GPU (l4, t4, a100, sm_89 ...). May be repeated.",
 )
 
 shapes = click.option("--shapes", multiple=True, metavar="X=1x3x32x32", help="Sizes of an input, or smallest:usual:largest.")

@@ -34,7 +34,10 @@ def command(
     as_json: bool,
     ci: bool,
 ) -> int:
-    """Time ENGINES (folders, or ONNX models as they are) against the first of them, in interleaved pairs."""
+    """Time ENGINES against the first of them, in interleaved pairs.
+
+    An engine is a folder that a build wrote, or an ONNX model, which runs as it is.
+    """
     from kernels.load import load_in_words
     from optimizer.verbs.bench import bench
 

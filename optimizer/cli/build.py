@@ -14,7 +14,9 @@ from optimizer.cli import _options, _progress, _show
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="OUT", help="The engine folder to write.")
 @_options.target
-@click.option("--backend", "backends", multiple=True, metavar="NAME", help="Only these backends. May be repeated.")
+@click.option(
+    "--backend", "backends", multiple=True, metavar="NAME", help="Which may compete. Default all that serve the target. May be repeated."
+)
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16", "int8"]), help="auto: the fastest that passes.")
 @click.option("--calibration", metavar="DATA", help="Samples for INT8 ranges: a file, a folder, or file.py:function.")
 @click.option("--evaluation", metavar="DATA", help="Held-out samples, with labels if there are any, that the gate judges by.")
@@ -28,10 +30,14 @@ from optimizer.cli import _options, _progress, _show
     "--min-int8-coverage",
     type=float,
     metavar="X",
-    help="FAIL where less than this share (0.9) runs in INT8, as read back from the engine: of all multiplications by weights in a run.",
+    help="FAIL where less than this share (0.9) of all multiplications by weights runs in INT8, as read back from the engine.",
 )
-@click.option("--min-speedup", type=float, metavar="X", help="FAIL where the engine is not that much faster.")
-@click.option("--time-budget", metavar="10m", help="How long the build may take, about (s, m, h): the best plan found by then ships.")
+@click.option("--min-speedup", type=float, metavar="X", help="FAIL where the engine is not X times as fast as unquantized.")
+@click.option(
+    "--time-budget",
+    metavar="10m",
+    help="About how long the build may take (s, m, h): the best plan found by then ships. Without it the search alone has 2m.",
+)
 @click.option("--resume", is_flag=True, help="Go on where a killed build into OUT had got to.")
 @click.option(
     "--max-latency",
@@ -54,7 +60,9 @@ from optimizer.cli import _options, _progress, _show
 @_options.as_json
 @_options.ci
 def command(model: Path, output: Path, config: Path | None, as_json: bool, ci: bool, **words: Any) -> int:
-    """Build an engine for MODEL into OUT: fused, calibrated, timed, and gated against its parent.
+    """Build an engine for MODEL into OUT, gated against its parent.
+
+    It is imported, fused and calibrated; of the plans that are tried the fastest that passes on held-out data ships.
 
     MODEL is an ONNX file, a PyTorch checkpoint or archive, a Hugging Face folder, or a TensorFlow model.
     """

@@ -10,7 +10,7 @@ from optimizer.cli import _options, _show
 @click.command("doctor")
 @_options.as_json
 def command(as_json: bool) -> int:
-    """Tell which targets and backends work here, and what is missing for the others."""
+    """Tell which targets and backends work here, and what is missing."""
     from optimizer.verbs.doctor import doctor
 
     with _show.standard_output():
@@ -35,6 +35,8 @@ def command(as_json: bool) -> int:
         _show.table(
             ["backend", "what is missing", "targets"], [(*what, ", ".join(names)) for what, names in missing.items()], "What does not"
         )
+        for extra, packages in found.extras.items():
+            _show.line(f"not installed: {', '.join(packages)}; pip install 'optimize[{extra}]' brings what it needs")
     if found.problems:
         return _show.ending(2, " ".join(found.problems))
     able = len({one.target for one in found.served if one.missing is None})

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 @_options.importing
 @_options.as_json
 def command(path: Path, targets: tuple[str, ...], shapes: tuple[str, ...], factory_args: tuple[str, ...], as_json: bool, **how: Any) -> int:
-    """Show what a model is made of, what fuses, who can take it and why a layer is not INT8; or what an engine came to."""
+    """Show what a model is made of, or what an engine came to.
+
+    Of a model: inputs, layers, what fuses, which backends can take it and why a layer is not INT8. Of an engine: its report.
+    """
     from optimizer.verbs.inspect import InspectedEngine, inspect
 
     with _show.standard_output(), _progress.shown(plain=False) as track:

@@ -28,9 +28,9 @@ _CODES = {"pass": 0, "fail": 3, "inconclusive": 4}
 def command(
     engine: Path, own: Path | None, model: Path | None, evaluation: str | None, seconds: float, as_json: bool, ci: bool, **how: Any
 ) -> int:
-    """On the target: load ENGINE, time it and gate it there, and add an attestation to its folder.
+    """On the target: time ENGINE, gate it there, and attest it.
 
-    For GPUs this is written and was never run.
+    The attestation is added to its folder. For GPUs this is written and was never run.
     """
     from optimizer.report.headline import dropped
     from optimizer.verbs.qualify import qualify

@@ -15,7 +15,10 @@ from optimizer.cli import _options, _show
 @_options.trust
 @_options.as_json
 def command(engine: Path, try_to_load: bool, trust: bool, as_json: bool) -> int:
-    """Check that ENGINE is as it was built, and whether it will load here. Reads only."""
+    """Check that ENGINE is as it was built, and will load here.
+
+    Reads only.
+    """
     from optimizer.verbs.verify import verify
 
     with _show.standard_output():
