@@ -222,7 +222,8 @@ def gated(state: State, candidates: Sequence[Candidate], evidence: Evidence, tra
         parities[tempting.name] = _judged(state, tempting, evidence, track)
     asked = {one.name for one in order}
     told = [_told(one, parities.get(one.name), asked, order, baseline) for one in candidates]
-    told = [replace(state.ready(one), outcome="shipped") if one.name == judged.shipped else one for one in told]
+    told = [state.ready(one) if one.name == shipped else one for one in told]
+    told = [replace(one, outcome="shipped") if one.name == judged.shipped else one for one in told]
     return told, next(one for one in told if one.name == shipped)
 
 

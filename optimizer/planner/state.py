@@ -318,6 +318,8 @@ class State:
 
     def _tidy(self) -> None:
         """Engines that another one beats in time and distance are cleared from the disk: there may be many, and they are large."""
+        if not self.timeable:
+            return
         able = [one for one in self.candidates if one.outcome != "not built"]
         kept = {one.name for one in (*self.candidates[: len(self.bases)], *undominated(able, speed))}
         for one in self.candidates[:-1]:

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
 
 from kernels.target import this_cpu
-from optimizer.backends.openvino.worker import compiled, last_line, release
+from optimizer.backends.openvino.worker import compiled, last_line, release, tensor
 from optimizer.engine import Arrays, checker
 from optimizer.errors import InputError, UnavailableError
 from optimizer.model import TensorSpec
@@ -67,7 +66,7 @@ class Session:
         try:
             # Tensors set one by one: handed to `infer` they cost it several times what a small model takes to run.
             for number, spec in enumerate(self.inputs):
-                self._request.set_input_tensor(number, ov.Tensor(np.asarray(feeds[spec.name], order="C"), shared_memory=True))
+                self._request.set_input_tensor(number, tensor(feeds[spec.name]))
             self._request.infer(share_outputs=True)
             return {spec.name: self._request.get_output_tensor(number).data.copy() for number, spec in enumerate(self.outputs)}
         except RuntimeError as error:

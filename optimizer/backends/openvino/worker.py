@@ -73,6 +73,11 @@ def main(channel: Channel) -> None:
     channel.send("built", kernels=_kernels(_nodes(model), owners, times), failure=failure)
 
 
+def tensor(array: Any) -> Any:
+    """An array as a tensor that shares its memory, or that of a copy where OpenVINO could not read or would not take it as it lies."""
+    return ov.Tensor(np.require(array, requirements=["C", "W"]), shared_memory=True)
+
+
 def compiled(file: Path, settings: Mapping[str, Any]) -> tuple[ov.CompiledModel, tuple[list[str], list[str]]]:
     """The IR in `file` compiled for this CPU, with float in the precision that it names, and the names of its inputs and outputs.
 
