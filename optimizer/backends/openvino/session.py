@@ -64,9 +64,10 @@ class Session:
         for spec in self._wide:
             _refuse_wide(spec.name, feeds[spec.name])
         try:
-            # Tensors set one by one: handed to `infer` they cost it several times what a small model takes to run.
-            for number, spec in enumerate(self.inputs):
-                self._request.set_input_tensor(number, tensor(feeds[spec.name]))
+            # Set one by one: handed to `infer` they cost it several times what a small model takes to run. They own what they share.
+            tensors = [tensor(feeds[spec.name]) for spec in self.inputs]
+            for number, each in enumerate(tensors):
+                self._request.set_input_tensor(number, each)
             self._request.infer(share_outputs=True)
             return {spec.name: self._request.get_output_tensor(number).data.copy() for number, spec in enumerate(self.outputs)}
         except RuntimeError as error:

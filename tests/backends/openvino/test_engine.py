@@ -91,6 +91,16 @@ def test_an_engine_loads_from_its_sealed_folder_and_not_from_one_that_was_change
         load(made.folder)
 
 
+def test_arrays_that_lie_otherwise_or_may_not_be_written_give_what_their_copies_give(model, built) -> None:
+    engine = built(model("g (float[64,64] x) => (float[64,64] y) { y = Relu(x) }")).load()
+    for seed in range(8):
+        x = np.random.default_rng(seed).standard_normal((64, 64)).astype(np.float32)
+        locked = x.copy()
+        locked.flags.writeable = False
+        np.testing.assert_array_equal(engine.run({"x": locked})["y"], np.maximum(x, 0))
+        np.testing.assert_array_equal(engine.run({"x": x.T})["y"], np.maximum(x.T, 0))
+
+
 def test_mistakes_in_the_inputs_are_told_in_the_model_s_words(model, built) -> None:
     engine = built(model("g (float[N,4] x) => (float[N,4] y) { y = Relu(x) }")).load()
     for feeds, words in (
