@@ -308,3 +308,60 @@ def test_builds_that_race_for_one_folder_leave_one_whole_engine(tmp_path: Path) 
     assert 0 in codes
     assert left(tmp_path) == ["out"]
     assert (tmp_path / "out" / "report.json").read_text() == OURS
+
+
+def killed(output: Path) -> Path:
+    """What a build leaves that was killed while it wrote; its kept folder."""
+    partial = output.with_name(f".{output.name}.partial")
+    for name in ("whole", "scratch", "kept"):
+        (partial / name).mkdir(parents=True)
+        (partial / name / "timings.jsonl").write_text(name)
+    return partial / "kept"
+
+
+def test_what_is_kept_goes_with_the_build_that_kept_it(tmp_path: Path) -> None:
+    during(tmp_path / "out", lambda folder: (folder.parent / "kept" / "timings.jsonl").touch())
+    assert left(tmp_path) == ["out"]
+    assert left(tmp_path / "out") == ["engine.onnx", "report.json"]
+
+
+@pytest.mark.parametrize(("resume", "there"), [(True, ["timings.jsonl"]), (False, [])])
+def test_what_a_killed_build_kept_is_there_for_the_next_only_with_resume(tmp_path: Path, resume: bool, there: list[str]) -> None:
+    kept = killed(tmp_path / "out")
+    with Workspace(tmp_path / "out", resume=resume) as space:
+        assert space.kept == kept
+        assert left(space.kept) == there
+        assert (left(space.folder), left(space.scratch)) == ([], [])
+        write(space.folder)
+        space.commit()
+    assert left(tmp_path) == ["out"]
+    assert left(tmp_path / "out") == ["engine.onnx", "report.json"]
+
+
+def test_with_resume_nothing_that_was_killed_is_needed(tmp_path: Path) -> None:
+    with Workspace(tmp_path / "out", resume=True) as space:
+        assert left(space.kept) == []
+    assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize("what", ["a file", "a link"])
+def test_with_resume_a_kept_folder_that_is_none_is_cleared(tmp_path: Path, what: str) -> None:
+    kept = killed(tmp_path / "out")
+    elsewhere = kept.rename(tmp_path / "elsewhere")
+    if what == "a file":
+        kept.write_text("x")
+    else:
+        kept.symlink_to(elsewhere)
+    with Workspace(tmp_path / "out", resume=True) as space:
+        assert left(space.kept) == []
+        assert not space.kept.is_symlink()
+    assert left(elsewhere) == ["timings.jsonl"]
+
+
+def test_with_resume_a_build_killed_between_two_renames_is_recovered_too(tmp_path: Path) -> None:
+    build(tmp_path / "out")
+    kept = killed(tmp_path / "out")
+    (tmp_path / "out").rename(kept.parent / "previous")
+    with Workspace(tmp_path / "out", resume=True) as space:
+        assert (tmp_path / "out" / "report.json").read_text() == OURS
+        assert left(space.kept) == ["timings.jsonl"]
