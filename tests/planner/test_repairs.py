@@ -180,11 +180,20 @@ def test_dynamic_int8_has_nothing_to_recover(problem: Problems, searching: Searc
 
 
 def test_nothing_is_given_back_that_would_leave_no_layer_in_integers(problem: Problems, searching: Searching, candidate: Measured) -> None:
-    net = problem()
+    text = "net (float[1,2,2,2] x) => (float[1,8] y) <float[8,8] w> "
+    net = problem(text=text + "{ [pool] p = MaxPool<kernel_shape = [1, 1]>(x) [flat] f = Flatten(p) [product] y = MatMul(f, w) }")
     of = broken(searching(net), candidate)
-    everything = [layer.name for layer in net.model.layers]
-    assert repairs.again(net, of.plan, everything, "") is None
-    assert repairs.again(net, of.plan, ["first", "second", "third", "last"], "") is None
-    left = repairs.again(net, of.plan, ["first"], "why")
+    assert lowered(of.plan) == {"pool", "flat", "product"}
+    assert repairs.again(net, of.plan, ["product"], "") is None
+    left = repairs.again(net, of.plan, ["pool"], "why")
     assert left is not None
-    assert left.reasons["first"] == "why"
+    assert left.reasons["pool"] == "why"
+
+
+def test_a_half_precision_plan_is_not_given_back_as_a_whole(problem: Problems) -> None:
+    net = problem()
+    net = replace(net, capability=replace(net.capability, precisions=net.capability.precisions | {"bf16"}, refusals={}))
+    layers = [layer.name for layer in net.model.layers]
+    half = net.plan("fp32", "").with_precision(layers, "bf16", "")
+    assert repairs.again(net, half, layers, "") is None
+    assert repairs.again(net, half, layers[1:], "") is not None
