@@ -153,7 +153,11 @@ def _problems(prepared: Prepared, target: Target, track: Track) -> tuple[list[Pr
     if given is not None and given.backend in chosen:
         chosen = (given.backend,)
     found = [_problem(prepared, target, name, given, track) for name in chosen]
-    return [problem for problem, _ in found], tuple(dict.fromkeys(note for _, notes in found for note in notes))
+    notes = [note for _, notes in found for note in notes]
+    if len(prepared.request.targets) == 1:
+        left = [name for name in prepared.request.backends if name not in chosen]
+        notes += [f"{name} was asked for and left out: {missing(name, target) or 'the plan is for another backend'}" for name in left]
+    return [problem for problem, _ in found], tuple(dict.fromkeys(notes))
 
 
 def _problem(prepared: Prepared, target: Target, chosen: str, given: Plan | None, track: Track) -> tuple[Problem, tuple[str, ...]]:

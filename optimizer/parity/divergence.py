@@ -174,7 +174,7 @@ def _comparable(before: Form, after: Form, feed: Arrays) -> dict[str, Layout | N
     None stands for a result that one form has in another length: nothing makes the two equal.  Tensors whose shapes have nothing to
     do with each other are no counterparts, and left out.
     """
-    there = {value.name for node in before.graph.graph for value in node.outputs if value.name}
+    there = {value.name for node in before.graph.graph for value in node.outputs if value.name and _is_float(value)}
     common = [value.name or "" for node in after.graph.graph for value in node.outputs if value.name in there and _is_float(value)]
     shows = before if after.own else after
     found: dict[str, Layout | None] = {}

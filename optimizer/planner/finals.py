@@ -51,6 +51,7 @@ def timed(state: State, track: Track = silent) -> list[Candidate]:
     if not names:
         return list(state.candidates)
     contenders = [one for one in state.candidates if one.name in names]
+    state.raced = frozenset(names)
     found = state.journal.once(
         "race", [state.objective, *(one.plan for one in contenders)], _Race, partial(_race, state, contenders, track)
     )
@@ -61,7 +62,7 @@ def timed(state: State, track: Track = silent) -> list[Candidate]:
 
 def _contenders(state: State) -> list[Candidate]:
     """The unquantized engine of each backend, and the front of what may ship."""
-    able = [one for one in state.candidates if one.outcome != "not built" and state.owner(one.plan).capability.runs_here]
+    able = [one for one in state.candidates if one.outcome != "not built" and state.base(one.plan).capability.runs_here]
     if not able or not state.timeable:
         return able
     plain = _plain(state)
@@ -212,7 +213,13 @@ def gated(state: State, candidates: Sequence[Candidate], evidence: Evidence, tra
     if not wanted:
         raise _nothing_to_ship(problem, candidates)
     if any(one.timing for one in candidates):
-        order = finalists(wanted, baseline, problem.allowed, worth(state.objective), partial(better, state.objective))
+        order = finalists(
+            [one for one in wanted if one.name in state.raced],
+            baseline,
+            problem.allowed,
+            worth(state.objective),
+            partial(better, state.objective),
+        )
     else:
         order = leaner(wanted, baseline, problem.allowed)
     judged = gate([(one.name, partial(_judged, state, one, evidence, track)) for one in order])

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from calibration.ranges import METHODS
 from optimizer.engine import Candidate
@@ -63,9 +64,22 @@ def unlowered(state: State) -> Proposals:
     for problem in list(state.bases):
         name, plan = next(unquantized(problem))
         found = yield Proposal(problem, name, plan)
-        knobs, told = tuned(problem, found, state.feed, state.track)
-        if told:
-            state.settle_knobs(problem, found, replace(found.plan, knobs=knobs, reason=f"{plan.reason}; {told}"))
+        chosen = state.journal.once("knobs", [plan, problem.choices], Tuned, partial(_tuned, state, problem, found))
+        if chosen.told:
+            state.settle_knobs(problem, found, replace(found.plan, knobs=chosen.knobs, reason=f"{plan.reason}; {chosen.told}"))
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The knobs that an engine runs fastest with, and what was measured, in words ("" where nothing was)."""
+
+    knobs: dict[str, int | float | str | bool]
+    told: str
+
+
+def _tuned(state: State, problem: Problem, candidate: Candidate) -> Tuned:
+    knobs, told = tuned(problem, state.ready(candidate), state.feed, state.track)
+    return Tuned(dict(knobs), told)
 
 
 def rewritten(state: State) -> Proposals:
@@ -211,7 +225,7 @@ def repaired(state: State) -> Proposals:
         if (broken := _worth_mending(state, done)) is None:
             return
         done.add(broken.name)
-        problem = state.owner(broken.plan)
+        problem = state.owner(replace(broken.plan, recovery=()))
         for repair in REPAIRS:
             before = len(state.candidates)
             yield from repair(state, problem, broken)

@@ -105,6 +105,7 @@ class State:
         self._preferred: dict[str, Problem] = {}
         self._recovered: list[tuple[Plan, Problem]] = []
         self.left_out: list[str] = []
+        self.raced: frozenset[str] = frozenset()
 
     def close(self) -> None:
         self._open.close()
@@ -126,6 +127,10 @@ class State:
             self.problems.append(problem)
         return known or problem
 
+    def base(self, plan: Plan) -> Problem:
+        """The model as it was fused, for a plan's backend: what was asked, and what the backend can do."""
+        return next(one for one in self.bases if one.backend == plan.backend)
+
     def owner(self, plan: Plan) -> Problem:
         """The problem that a plan solves: its backend's, with the rewrites and the recovery that it asks for.
 
@@ -137,8 +142,7 @@ class State:
             return known
         problem = next((one for one in self.problems if one.solves(plan)), None)
         if problem is None:
-            base = next(one for one in self.bases if one.backend == plan.backend)
-            problem = self.form(base.rewritten(plan.rewrites))
+            problem = self.form(self.base(plan).rewritten(plan.rewrites))
         if not plan.recovery or problem.table is None:
             return problem
         form = recovered(Form(problem.model, problem.table), plan, problem.capability, problem.feeds)
@@ -152,9 +156,9 @@ class State:
 
     def recovering(self, plan: Plan, step: Step) -> Mended | None:
         """What a step of recovery makes of a plan, None where there is nothing for it."""
-        problem = self.owner(plan)
 
         def measure() -> Mended | None:
+            problem = self.owner(plan)
             assert problem.table is not None
             found = step(Form(problem.model, problem.table), plan, problem.capability, problem.feeds)
             if found is None:
@@ -204,12 +208,12 @@ class State:
         Raises:
             OptimizeError: it can't be built, and is what was asked for by name.
         """
-        problem = self.owner(proposal.plan)
+        problem = self.base(proposal.plan)
         candidate = Candidate(self._unused(self.named(problem, proposal.name)), proposal.plan)
         if (same := next((one for one in self.candidates if one.plan == proposal.plan), None)) is not None:
             return same
         folders: list[Path] = []
-        found = self.journal.once("candidate", proposal.plan, Measured, partial(self._measure, problem, proposal, folders))
+        found = self.journal.once("candidate", proposal.plan, Measured, partial(self._measure, proposal, folders))
         candidate = replace(
             candidate,
             folder=folders[0] if folders else None,
@@ -226,8 +230,8 @@ class State:
         self._tidy()
         return candidate
 
-    def _measure(self, problem: Problem, proposal: Proposal, folders: list[Path]) -> Measured:
-        start = time.monotonic()
+    def _measure(self, proposal: Proposal, folders: list[Path]) -> Measured:
+        start, problem = time.monotonic(), self.owner(proposal.plan)
         candidate = Candidate(self.named(problem, proposal.name), proposal.plan)
         try:
             folder, built = build(problem, proposal.plan, self._next_folder(), self.track)
@@ -263,11 +267,11 @@ class State:
 
     def _glance(self, problem: Problem, candidate: Candidate) -> Timing | None:
         """A first timing beside the first candidate; None where nothing can be timed here, and for that candidate itself."""
-        if not self.timeable or candidate.folder is None:
+        if not self.timeable or candidate.folder is None or not self.candidates:
             return None
         if self._yardstick is None:
-            self._yardstick = (candidate.name, self._open.enter_context(running(problem, candidate)))
-            return None
+            first = self.ready(self.candidates[0])
+            self._yardstick = (first.name, self._open.enter_context(running(self.owner(first.plan), first)))
         name, baseline = self._yardstick
         with running(problem, candidate) as engine:
             runs = {name: partial(baseline.run, self.feed), candidate.name: partial(engine.run, self.feed)}
@@ -328,7 +332,7 @@ class State:
 
     def may_ship(self, candidate: Candidate) -> bool:
         """Whether a candidate is what was asked for: with a precision asked for by name only plans that have it are, be they slower."""
-        problem = self.owner(candidate.plan)
+        problem = self.base(candidate.plan)
         precisions = candidate.plan.precisions.values()
         if problem.given is not None:
             return candidate.name == self.named(problem, GIVEN)
@@ -340,7 +344,7 @@ class State:
 
     def honest(self, candidate: Candidate) -> bool:
         """Whether calibration samples let a candidate hope for the gate."""
-        allowed = self.owner(candidate.plan).allowed
+        allowed = self.base(candidate.plan).allowed
         return candidate.outcome != "not built" and predicted(candidate) <= (USUAL if allowed is None else allowed)
 
 

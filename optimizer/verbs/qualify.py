@@ -44,7 +44,7 @@ SCHEMA = "optimize.attestation/1"
 FOLDER = "attestations"
 
 _FEEDS = 4
-_PACKAGES = ("optimize", "numpy", "onnxruntime", "tensorrt-rtx", "tensorrt")
+_PACKAGES = ("optimize", "numpy", "onnxruntime", "openvino", "tensorrt-rtx", "tensorrt")
 
 
 @dataclass(frozen=True)
