@@ -20,6 +20,10 @@ T = TypeVar("T")
 SCHEMA = "optimize.timings/1"
 
 
+_BROKEN = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are not the JSON it was to read."""
+
+
 class _Head(msgspec.Struct):
     schema: str
     key: dict[str, str]
@@ -39,6 +43,7 @@ class Journal:
 
     def __init__(self, file: Path, key: Mapping[str, str], earlier: tuple[Path, ...] = ()) -> None:
         self._records: dict[tuple[str, str], bytes] = {}
+        self._own: set[tuple[str, str]] = set()
         self._file = file
         self.unusable: dict[str, str] = {}
         self.recalled = 0
@@ -49,10 +54,10 @@ class Journal:
 
     def _read(self, path: Path, key: Mapping[str, str]) -> list[bytes]:
         """The whole lines of an earlier journal whose key is this one's; none where it is not, with the reason noted."""
-        head, *lines = path.read_bytes().split(b"\n")
         try:
+            head, *lines = path.read_bytes().split(b"\n")
             found = msgspec.json.decode(head, type=_Head)
-        except msgspec.MsgspecError:
+        except (OSError, *_BROKEN):
             self.unusable[path.name] = "it can't be read"
             return []
         if found.schema != SCHEMA or found.key != dict(key):
@@ -63,7 +68,7 @@ class Journal:
         for line in lines:
             try:
                 record = msgspec.json.decode(line, type=_Record)
-            except msgspec.MsgspecError:
+            except _BROKEN:
                 break  # where a build was killed while it wrote
             self._records[record.kind, record.about] = bytes(record.value)
             kept.append(line)
@@ -73,10 +78,15 @@ class Journal:
         """What `measure` gives, of the type `of` (as msgspec takes one), from the record where there is one."""
         name = hashlib.sha256(_encoded(about)).hexdigest()
         if (known := self._records.get((kind, name))) is not None:
-            self.recalled += 1
-            recorded: T = msgspec.json.decode(known, type=of)
-            return recorded
+            try:
+                recorded: T = msgspec.json.decode(known, type=of)
+            except _BROKEN:
+                pass  # of another form than this version's: measured anew, and the new record counts
+            else:
+                self.recalled += (kind, name) not in self._own
+                return recorded
         value = measure()
+        self._own.add((kind, name))
         self._records[kind, name] = encoded = _encoded(value)
         with self._file.open("ab") as file:
             file.write(msgspec.json.encode(_Record(kind, name, msgspec.Raw(encoded))) + b"\n")

@@ -187,7 +187,7 @@ class State:
         """The knobs of `plan` are those of the backend from now on, and of the candidate they were found on."""
         place = self.problems.index(problem)
         self.problems[place] = replace(problem, knobs=plan.knobs)
-        self.candidates[self.candidates.index(candidate)] = replace(candidate, plan=plan)
+        self.candidates = [replace(one, plan=plan) if one.name == candidate.name else one for one in self.candidates]
 
     def named(self, problem: Problem, name: str) -> str:
         """How a candidate is called: by its backend, too, where there are several."""
@@ -267,10 +267,11 @@ class State:
 
     def _glance(self, problem: Problem, candidate: Candidate) -> Timing | None:
         """A first timing beside the first candidate; None where nothing can be timed here, and for that candidate itself."""
-        if not self.timeable or candidate.folder is None or not self.candidates:
+        first = next((one for one in self.candidates if one.outcome != "not built"), None)
+        if not self.timeable or candidate.folder is None or first is None:
             return None
         if self._yardstick is None:
-            first = self.ready(self.candidates[0])
+            first = self.ready(first)
             self._yardstick = (first.name, self._open.enter_context(running(self.owner(first.plan), first)))
         name, baseline = self._yardstick
         with running(problem, candidate) as engine:

@@ -167,3 +167,48 @@ def test_what_could_not_be_measured_is_not_recorded(tmp_path: Path) -> None:
     with pytest.raises(AssertionError):
         journal.once("time", 0, int, never)
     assert journal.once("time", 0, int, lambda: 4) == 4
+
+
+DEEP = b"[" * 10**5
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"schema": "\xff"}', b'{"schema": ' + DEEP, b'{"schema": "optimize.timings/1", "key": {}, "x": ' + DEEP]
+)
+def test_a_head_that_is_no_text_is_told_and_not_used(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "timings.jsonl"
+    file.write_bytes(content)
+    journal = Journal(tmp_path / "next.jsonl", KEY, (file,))
+    assert journal.unusable == {"timings.jsonl": "it can't be read"}
+
+
+def test_a_folder_in_its_place_is_told_and_not_used(tmp_path: Path) -> None:
+    (tmp_path / "timings.jsonl").mkdir()
+    journal = Journal(tmp_path / "next.jsonl", KEY, (tmp_path / "timings.jsonl",))
+    assert journal.unusable == {"timings.jsonl": "it can't be read"}
+
+
+@pytest.mark.parametrize(
+    "line", [b'{"kind": "time\xff", "about": "x", "value": 1}', b'{"kind": "\xff', b'{"kind": "a", "about": "b", "value": ' + DEEP]
+)
+def test_a_line_that_is_no_text_ends_what_is_recalled(tmp_path: Path, line: bytes) -> None:
+    file = tmp_path / "timings.jsonl"
+    Journal(file, KEY).once("time", 0, int, lambda: 5)
+    file.write_bytes(file.read_bytes() + line)
+    assert Journal(tmp_path / "next.jsonl", KEY, (file,)).once("time", 0, int, lambda: 6) == 5
+
+
+@pytest.mark.parametrize("value", [b'"x"', b"null", b"[1]"])
+def test_a_record_of_another_form_is_measured_anew(tmp_path: Path, value: bytes) -> None:
+    file = tmp_path / "timings.jsonl"
+    Journal(file, KEY).once("time", 0, int, lambda: 5)
+    file.write_bytes(file.read_bytes().replace(b":5}", b":" + value + b"}"))
+    journal = Journal(tmp_path / "next.jsonl", KEY, (file,))
+    assert journal.once("time", 0, int, lambda: 6) == 6
+
+
+def test_what_this_build_has_measured_is_not_told_as_recalled_from_an_earlier_one(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "timings.jsonl", KEY)
+    for _ in range(2):
+        journal.once("time", 0, int, lambda: 5)
+    assert journal.recalled == 0

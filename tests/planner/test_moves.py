@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from optimizer.errors import UnavailableError
 from optimizer.fusion.rewrites import EVERYWHERE
 from optimizer.plan import Rewrite
 from optimizer.planner import moves, tuning
+from optimizer.planner.journal import Journal
 from optimizer.planner.problem import Problem
 from optimizer.planner.repairs import method_of
 from optimizer.planner.state import Clock, Proposal, State
@@ -307,3 +309,43 @@ def test_what_is_honest_or_no_faster_than_what_is_honest_is_not_mended(
     asked = mending(monkeypatch)
     played(state, moves.repaired(state), mended_as(candidate))
     assert asked == []
+
+
+@pytest.fixture
+def two_threads_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tuner finds an engine as many times as fast as it has threads."""
+    race = tuning.race
+
+    def as_many_times_as_threads(runs: Any, baseline: str, **words: Any) -> Any:
+        timings = race(runs, baseline, **{**words, "seconds": 0.05})
+        return {name: replace(timing, ratio=float(name), low=float(name)) for name, timing in timings.items()}
+
+    monkeypatch.setattr(tuning, "race", as_many_times_as_threads)
+
+
+@pytest.mark.usefixtures("two_threads_win")
+def test_the_knobs_of_an_unquantized_engine_that_was_recalled_are_the_same_again(
+    problem: Problems, searching: Searching, tmp_path: Path
+) -> None:
+    net, file = problem(choices={"threads": (1, 2)}), tmp_path / "timings.jsonl"
+    found = []
+    for _ in range(2):
+        state = searching(net, journal=Journal(file, {}, (file,)))
+        proposals = moves.unlowered(state)
+        with pytest.raises(StopIteration):
+            proposals.send(state.measured(next(proposals)))
+        found.append(state.candidates[0].plan)
+    assert found[0] == found[1]
+    assert found[1].knobs["threads"] == 2
+
+
+@pytest.mark.usefixtures("two_threads_win")
+def test_a_build_killed_while_it_tuned_tunes_when_it_goes_on(problem: Problems, searching: Searching, tmp_path: Path) -> None:
+    net, file = problem(choices={"threads": (1, 2)}), tmp_path / "timings.jsonl"
+    before = searching(net, journal=Journal(file, {}))
+    before.measured(next(moves.unlowered(before)))
+    state = searching(net, journal=Journal(file, {}, (file,)))
+    proposals = moves.unlowered(state)
+    with pytest.raises(StopIteration):
+        proposals.send(state.measured(next(proposals)))
+    assert state.candidates[0].plan.knobs["threads"] == 2

@@ -251,3 +251,13 @@ def test_what_loses_too_much_is_mended_until_it_does_not(problem: Problems, sear
     assert honest
     assert all(one.plan.precision("second") != "int8" for one in honest)
     assert any(one.plan.precision("third") == "int8" for one in honest)
+
+
+def test_a_search_that_goes_on_times_every_candidate_against_the_first(problem: Problems, searching: Searching, tmp_path: Path) -> None:
+    net, file = problem(), tmp_path / "timings.jsonl"
+    list(search(searching(net, journal=Journal(file, {}))))
+    lines = file.read_bytes().splitlines(keepends=True)
+    part = tmp_path / "killed.jsonl"
+    part.write_bytes(b"".join(lines[:2]))
+    state = searching(net, journal=Journal(part, {}, (part,)))
+    assert [one.timing is not None for one in search(state)] == [False, *[True] * (len(state.candidates) - 1)]

@@ -314,3 +314,38 @@ def test_a_clock_tells_what_is_left() -> None:
     assert (clock.left, clock.seconds) == (6.0, 10.0)
     now[0] = 16.0
     assert clock.left < 0
+
+
+def test_what_is_new_beside_recalled_candidates_is_timed_against_the_first_of_them(
+    problem: Problems, searching: Searching, tmp_path: Path
+) -> None:
+    net, file = problem(), tmp_path / "timings.jsonl"
+    first = Proposal(net, "fp32", net.plan("fp32", "nothing lowered"))
+    searching(net, journal=Journal(file, {}, (file,))).measured(first)
+    state = searching(net, journal=Journal(file, {}, (file,)))
+    assert state.measured(first).timing is None
+    assert state.journal.recalled == 1
+    new = state.measured(int8(net))
+    assert new.timing is not None
+    assert new.timing.versus == "fp32"
+
+
+def test_a_first_candidate_that_could_not_be_built_is_no_yardstick(
+    problem: Problems, searching: Searching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    one, other = problem(), problem("openvino")
+
+    def refusing(of: Problem, *words: Any) -> Any:
+        if of.backend == "onnxruntime":
+            raise UnavailableError("No kernel takes it.", "Take another.")
+        return build(of, *words)
+
+    monkeypatch.setattr(room, "build", refusing)
+    state = searching(one, other)
+    for net in (one, other):
+        state.measured(Proposal(net, "fp32", net.plan("fp32", "")))
+    found = state.measured(int8(other))
+    assert [each.timing is None for each in state.candidates] == [True, True, False]
+    assert found.timing is not None
+    assert found.timing.versus == "openvino fp32"
