@@ -27,9 +27,9 @@ lint: setup
 test: lint
 	$(BIN)/python -m pytest -n 2
 
-# The table of models, from a run of its tests.
+# The table of models in README, from a run of its tests.
 table: setup
-	OPTIMIZE_TABLE=docs/models.md $(BIN)/python -m pytest tests/zoo
+	OPTIMIZE_TABLE=README.md $(BIN)/python -m pytest tests/zoo
 
 clean:
 	rm -rf $(VENV) out

@@ -48,7 +48,7 @@ def packaged() -> Path:
 
 @pytest.fixture(scope="session")
 def table() -> Iterator[dict[str, str]]:
-    """Rows by model; `make table` has them written into docs/models.md, between the two marks."""
+    """Rows by model; `make table` has them written into README, between the two marks."""
     rows: dict[str, str] = {}
     yield rows
     if file := os.environ.get("OPTIMIZE_TABLE"):
