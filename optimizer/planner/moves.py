@@ -64,9 +64,13 @@ def unlowered(state: State) -> Proposals:
     for problem in list(state.bases):
         name, plan = next(unquantized(problem))
         found = yield Proposal(problem, name, plan)
+        if found.outcome == "not built":
+            continue
         chosen = state.journal.once("knobs", [plan, problem.choices], Tuned, partial(_tuned, state, problem, found))
         if chosen.told:
             state.settle_knobs(problem, found, replace(found.plan, knobs=chosen.knobs, reason=f"{plan.reason}; {chosen.told}"))
+    if not state.able:
+        raise UnavailableError(state.candidates[0].reason, "Choose another target; optimize inspect tells what each can take.")
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def rewritten(state: State) -> Proposals:
     """Exact rewrites, each kept only where it makes the unquantized engine faster here: all places of a rule, else one by one."""
     if not state.timeable or any(problem.given is not None for problem in state.bases):
         return
-    for base in list(state.bases):
+    for base in list(state.able):
         form, best = base, state.plain(base)
         tried = set[tuple[str, str]]()
         until = state.clock.left - REWRITING * state.clock.seconds / len(state.bases)
@@ -123,7 +127,7 @@ def _at(form: Problem) -> str:
 
 def by_name(state: State) -> Proposals:
     """A plan that was given, or the float precision that was asked for by name."""
-    for problem in list(state.bases):
+    for problem in list(state.able):
         if problem.given is not None:
             form = problem.rewritten(problem.given.rewrites) if problem.given.rewrites else problem
             yield Proposal(form, GIVEN, replace(problem.given, knobs=problem.knobs, shapes=problem.shapes))
@@ -134,7 +138,7 @@ def by_name(state: State) -> Proposals:
 
 def halves(state: State) -> Proposals:
     """Everything in half precision, where the backend has it."""
-    for problem in list(state.bases):
+    for problem in list(state.able):
         if problem.wanted == "auto" and problem.given is None:
             for precision in sorted(_halves(problem) - {"fp32"}):
                 for form in state.preferred(problem):
@@ -155,7 +159,7 @@ def integers(state: State) -> Proposals:
     """INT8 wherever it can be: static, dynamic, both together; the rest in float or in half precision."""
     refused: UnavailableError | None = None
     some = False
-    for problem in list(state.bases):
+    for problem in list(state.able):
         if problem.given is not None or problem.wanted not in ("auto", "int8"):
             continue
         if why := _without_static(problem):

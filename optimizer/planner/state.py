@@ -198,6 +198,12 @@ class State:
         numbered = (f"{name} ({number})" for number in count(2))
         return name if name not in taken else next(each for each in numbered if each not in taken)
 
+    @property
+    def able(self) -> Sequence[Problem]:
+        """Those of `bases` but the backends that could not build the unquantized engine."""
+        first = {one.plan.backend: one.outcome for one in reversed(self.candidates)}
+        return [problem for problem in self.bases if first.get(problem.backend) != "not built"]
+
     def plain(self, problem: Problem) -> Candidate:
         """The unquantized candidate of a backend, of the model as it was fused."""
         return next(one for one in self.candidates if one.plan.backend == problem.backend)
@@ -258,12 +264,11 @@ class State:
         return timing.ratio / max((speed(one) for one in self.candidates if one.outcome != "not built"), default=1.0)
 
     def _must_be(self, problem: Problem, proposal: Proposal) -> bool:
-        """Whether the build ends where this one can't be built: of INT8 there are several plans, of which another may do."""
-        return (
-            problem.given is not None
-            or problem.wanted == proposal.name != "int8"
-            or (len(self.bases) == 1 and not problem.rewrites and proposal.name == next(unquantized(problem))[0])
-        )
+        """Whether the build ends where this one can't be built: another backend may do, and of INT8 there are several plans."""
+        if problem.given is not None:
+            return True
+        asked = problem.wanted == proposal.name != "int8"
+        return len(self.bases) == 1 and not problem.rewrites and (asked or proposal.name == next(unquantized(problem))[0])
 
     def _glance(self, problem: Problem, candidate: Candidate) -> Timing | None:
         """A first timing beside the first candidate; None where nothing can be timed here, and for that candidate itself."""

@@ -61,8 +61,10 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]
         for name, count in (("calibration", 40), ("evaluation", 600)):
             x = draw.standard_normal((count, 16)).astype(np.float32)
             np.savez(tmp_path / f"{name}.npz", x=x, y=answers(model, x).argmax(1))
-        monkeypatch.setattr(finals, "RACE_SECONDS", 1.0)
+        monkeypatch.setattr(finals, "RACE_SECONDS", 0.5)
+        monkeypatch.setattr(finals, "HEAT_SECONDS", 0.3)
         monkeypatch.setattr(state, "QUICK_SECONDS", 0.1)
+        monkeypatch.setattr(state, "PAIR_SECONDS", 0.1)
         return tmp_path
 
     return made

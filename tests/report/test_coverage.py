@@ -102,4 +102,4 @@ def test_a_share_of_int8_and_another_precision_contradict_each_other(tmp_path: P
 def test_help_says_what_the_share_is_of() -> None:
     told = " ".join(CliRunner().invoke(command, ["--help"]).output.split())
     assert "--min-int8-coverage X" in told
-    assert "of all multiplications by weights in a run" in told
+    assert "of all multiplications by weights runs in INT8" in told
