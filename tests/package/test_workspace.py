@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -118,21 +117,33 @@ def test_an_interruption_between_two_renames_brings_the_old_engine_back(tmp_path
     assert (tmp_path / "out" / "report.json").read_text() == OURS
 
 
-def test_a_stop_during_the_clearing_up_waits_until_it_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    remove = shutil.rmtree
+STOPPED = """
+import os, shutil, signal, sys
+from pathlib import Path
+from optimizer.package import Workspace
 
-    def stopped(path: Path, ignore_errors: bool = False) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        remove(path, ignore_errors=ignore_errors)
+remove = shutil.rmtree
 
-    monkeypatch.setattr(shutil, "rmtree", stopped)
-    # Whoever runs the tests may have taken Ctrl-C away from Python.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            build(tmp_path / "out")
-    finally:
-        signal.signal(signal.SIGINT, before)
+
+def stopped(path, ignore_errors=False):
+    os.kill(os.getpid(), signal.SIGINT)
+    remove(path, ignore_errors=ignore_errors)
+
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+shutil.rmtree = stopped
+try:
+    with Workspace(Path(sys.argv[1])) as space:
+        (space.folder / "report.json").write_text('{"schema": "optimize.report/1"}')
+        space.commit()
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def test_a_stop_during_the_clearing_up_waits_until_it_is_done(tmp_path: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", STOPPED, str(tmp_path / "out")], check=False, timeout=60)
+    assert ended.returncode == 130
     assert left(tmp_path) == ["out"]
 
 
