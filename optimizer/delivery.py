@@ -154,6 +154,9 @@ def _problems(prepared: Prepared, target: Target, track: Track) -> tuple[list[Pr
         chosen = (given.backend,)
     found = [_problem(prepared, target, name, given, track) for name in chosen]
     notes = [note for _, notes in found for note in notes]
+    objective = prepared.request.objective
+    if objective != "latency" and not any(problem.capability.runs_here for problem, _ in found):
+        notes.append(f"--objective {objective} decides nothing for {target.name}: engines for it can't be timed or weighed here.")
     if len(prepared.request.targets) == 1:
         left = [name for name in prepared.request.backends if name not in chosen]
         notes += [f"{name} was asked for and left out: {missing(name, target) or 'the plan is for another backend'}" for name in left]

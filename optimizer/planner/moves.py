@@ -101,6 +101,8 @@ def rewritten(state: State) -> Proposals:
             found = yield Proposal(changed, f"{name} {_told(changed)}", replace(plan, reason=_at(changed)))
             if found.outcome != "not built" and speed(found) > NEARLY * speed(best) and state.faster(found, best):
                 form, best = state.form(changed), found
+        if _next_rewrite(form, tried) is not None:
+            state.left_out.append("exact rewrites")
         state.prefer(form)
 
 
