@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 
 from optimizer.engine import Candidate
+from optimizer.errors import OptimizeError
 from optimizer.plan import Plan, Precision
 from optimizer.planner.plans import in_integers, ranged, without_the_worst
 from optimizer.planner.problem import Problem
@@ -34,7 +35,11 @@ def recovery(state: State, problem: Problem, broken: Candidate) -> Proposals:
         return
     best = broken
     for step in STEPS:
-        found = state.recovering(best.plan, step)
+        try:
+            found = state.recovering(best.plan, step)
+        except OptimizeError as error:
+            state.not_built(problem, f"{_own(problem, best)} with {step.__name__}", f"{error.reason} {error.remedy}")
+            continue
         if found is None:
             continue
         plan = replace(found.plan, reason=f"{best.plan.reason}; {found.note}")

@@ -72,7 +72,7 @@ def _pair(twins: Twins, node: ir.Node) -> tuple[ir.Value, ir.Value]:
     holder, index = place
     lowered = twins.nodes[node.name or ""]
     operands = [twins.constant(known(node, number)) for number in range(1, len(node.inputs)) if node.inputs[number] is not None]
-    exact = twins.copied(node, [_float(lowered.inputs[0]), *operands])
+    exact = twins.copied(node, [_float(lowered.inputs[0]), *operands]).outputs[0]
     if holder is not node:
         exact = twins.add("Add", [exact, twins.constant(known(holder, index))])
     return exact, _finished(twins.nodes[holder.name or ""])

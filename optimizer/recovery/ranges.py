@@ -129,8 +129,10 @@ def _pairs(twins: Twins, name: str, range: Range, capability: Capability) -> Ite
     value = twins.values[name]
     rounded = twins.quantized(value, range, grid_of(capability))
     for node in readers(value):
-        if twins.nodes.get(node.name or "") is node and node.op_type not in CARRIERS and node.outputs[0].dtype == ir.DataType.FLOAT:
-            yield node.outputs[0], twins.beside(node, {place: rounded for place, read in enumerate(node.inputs) if read is value})
+        if twins.nodes.get(node.name or "") is node and node.op_type not in CARRIERS:
+            twin = twins.beside(node, {place: rounded for place, read in enumerate(node.inputs) if read is value})
+            both = zip(node.outputs, twin.outputs, strict=True)
+            yield from ((exact, other) for exact, other in both if exact.name and exact.dtype == ir.DataType.FLOAT)
     if value.is_graph_output():
         yield value, rounded
 

@@ -192,7 +192,8 @@ def _add_readers(twins: Twins, place: Place, channel: Channels, factor: Floats, 
     for reader in place.readers:
         node = twins.nodes[reader]
         weight = twins.constant(_to_nearest(node, scaled(node, factor), capability.weight_limit))
-        twins.compare(f"{place.tensor} {reader}", node.outputs[0], twins.beside(node, {0: rounded, 1: weight}))
+        twin = twins.beside(node, {0: rounded, 1: weight})
+        twins.compare(f"{place.tensor} {reader}", node.outputs[0], twin.outputs[0])
 
 
 def _parts(places: Sequence[Place], nodes: Mapping[str, ir.Node]) -> list[list[Place]]:

@@ -53,16 +53,16 @@ class Twins:
         down = self.add("QuantizeLinear", [value, step, zero], ir.DataType.from_numpy(grid.dtype))
         return self.add("DequantizeLinear", [down, step, zero])
 
-    def beside(self, node: ir.Node, inputs: Mapping[int, ir.Value]) -> ir.Value:
-        """The first output of a layer's twin, which reads these at some of its places and else what the layer reads."""
+    def beside(self, node: ir.Node, inputs: Mapping[int, ir.Value]) -> ir.Node:
+        """A layer's twin, which reads these at some of its places and else what the layer reads."""
         return self.copied(node, [inputs.get(place, value) for place, value in enumerate(node.inputs)])
 
-    def copied(self, node: ir.Node, inputs: Sequence[ir.Value | None]) -> ir.Value:
-        """The first output of the same operator on other inputs; the layer may stand in another graph."""
+    def copied(self, node: ir.Node, inputs: Sequence[ir.Value | None]) -> ir.Node:
+        """The same operator on other inputs; the layer may stand in another graph."""
         outputs = [(value.dtype or _FLOAT, None) for value in node.outputs]
         twin = self._writer.node(node.op_type, inputs, f"{node.name}/twin", node.name or "", outputs, node.domain, node.attributes.values())
         self._model.graph.append(twin)
-        return twin.outputs[0]
+        return twin
 
     def compare(self, key: str, exact: ir.Value, other: ir.Value) -> None:
         """`errors` will tell, under this key, the squared error of `other` as a part of the square of `exact`."""

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from optimizer.engine import Built, Candidate, Realised
+from optimizer.errors import InputError
 from optimizer.plan import Plan
 from optimizer.planner import repairs
 from optimizer.planner.plans import everywhere, ranged
@@ -168,6 +169,27 @@ def test_a_step_that_can_not_be_built_is_not_built_upon(
         lambda proposal: candidate(proposal.name, proposal.plan, outcome="not built"),
     )
     assert [one.plan.recovery for one in found] == [("a",), ("b",)]
+
+
+def test_a_step_that_fails_is_told_and_the_others_go_on(
+    problem: Problems, searching: Searching, played: Played, candidate: Measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = problem()
+    state = searching(net)
+    of = broken(state, candidate)
+    steps(monkeypatch, "a", "b")
+    well = State.recovering
+
+    def failing(state: State, plan: Plan, step: Any) -> Mended | None:
+        if step.__name__ == "a":
+            raise InputError("Twin a can't be run.", "Tell us.")
+        return well(state, plan, step)
+
+    monkeypatch.setattr(State, "recovering", failing)
+    found = played(state, repairs.recovery(state, net, of), measured(candidate, 0.1))
+    assert [one.plan.recovery for one in found] == [("b",)]
+    told = next(one for one in state.candidates if one.outcome == "not built")
+    assert (told.name, told.reason) == ("int8 with a", "Twin a can't be run. Tell us.")
 
 
 def test_dynamic_int8_has_nothing_to_recover(problem: Problems, searching: Searching, played: Played, candidate: Measured) -> None:

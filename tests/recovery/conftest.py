@@ -95,7 +95,7 @@ def _model(text: str, shapes: Mapping[str, tuple[int, ...]], change: Callable[[W
     graph = ir.from_proto(proto)
     infer_shapes(graph)
     for node in graph.graph:
-        node.name = node.outputs[0].name
+        node.name = next(value.name for value in node.outputs if value.name)
     return Model(graph, Source("onnx", "model.onnx", "0" * 64))
 
 

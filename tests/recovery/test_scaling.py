@@ -165,6 +165,26 @@ def test_ranges_help_where_a_method_cuts_off_a_tail_that_matters_little(depthwis
     assert off(depthwise, found.form, found.plan, inputs_only, clean) < 0.9 * off(depthwise, form, plan, inputs_only, clean)
 
 
+RECURRENT = """
+recurrent (float[4, 1, 8] x) => (float[1, 1, 16] state, float[4, 1, 8] m)
+{
+  n = LayerNormalization<axis = -1>(x, scale, shift)
+  m = MatMul(n, weight)
+  , state, cell = LSTM<hidden_size = 16>(n, w, r)
+}"""
+
+RECURRENT_WEIGHTS = {"scale": (8,), "shift": (8,), "weight": (8, 8), "w": (1, 64, 8), "r": (1, 64, 16)}
+
+
+def test_ranges_are_compared_at_a_layer_whose_first_output_is_left_out(model, inputs_only, feeds, planned):
+    recurrent = model(RECURRENT, RECURRENT_WEIGHTS)
+    samples = feeds(recurrent)
+    form, plan = planned(recurrent, inputs_only, samples)
+    assert "n" in plan.ranges
+    found = ranges(form, plan, inputs_only, samples)
+    assert found is None or found.plan.recovery == ("ranges",)
+
+
 def test_places_are_compared_in_parts_where_their_weights_are_large(encoder, inputs_only, feeds, planned, monkeypatch):
     samples = feeds(encoder)
     form, plan = planned(encoder, inputs_only, samples)
