@@ -15,7 +15,7 @@ from optimizer.backends import open_engine
 from optimizer.data import Samples
 from optimizer.engine import Arrays, Candidate, Engine, Parity
 from optimizer.errors import UnavailableError
-from optimizer.parity.gate import NoQuestion, Question, gate, judge, judge_lossless, undecided, with_minimum
+from optimizer.parity.gate import Gated, NoQuestion, Question, gate, judge, judge_lossless, undecided, with_minimum
 from optimizer.parity.lossless import FEEDS
 from optimizer.plan import Knobs
 from optimizer.planner.engines import opened, running
@@ -223,6 +223,11 @@ def gated(state: State, candidates: Sequence[Candidate], evidence: Evidence, tra
     else:
         order = leaner(wanted, baseline, problem.allowed)
     judged = gate([(one.name, partial(_judged, state, one, evidence, track)) for one in order])
+    if judged.shipped is None and order[0].plan.lossless:
+        # What is judged by rounding alone is no further look at the held-out data.
+        others = [one for one in sorted(_plain(state), key=speed, reverse=True) if one in wanted and one.plan.lossless]
+        order = [*order, *(one for one in others if one not in order)]
+        judged = _or_else(judged, [(one.name, partial(_judged_exactly, state, one, evidence, track)) for one in others])
     parities = {name: parity for name, parity in judged.tries if parity is not None}
     shipped = judged.shipped or next(name for name, parity in reversed(judged.tries) if parity is not None)
     if (tempting := _tempting(candidates, parities, shipped)) is not None:
@@ -255,25 +260,61 @@ def _tempting(candidates: Sequence[Candidate], parities: Mapping[str, Parity], s
     return max(far, key=lambda one: one.distance or 0.0, default=None)
 
 
+def _or_else(judged: Gated, others: Sequence[tuple[str, Callable[[], Parity]]]) -> Gated:
+    """The first of the others that passes, where none did."""
+    tries = list(judged.tries)
+    asked = {name for name, _ in tries}
+    for name, verdict in others:
+        if name in asked:
+            continue
+        tries.append((name, parity := verdict()))
+        if parity.verdict == "pass":
+            return Gated(tuple(tries), name)
+    return Gated(tuple(tries), None)
+
+
 def _judged(state: State, candidate: Candidate, evidence: Evidence, track: Track) -> Parity:
+    """The verdict on a candidate: by rounding alone where no step of it is lossy, else on the held-out data.
+
+    An engine whose kernels are farther off than rounding, though nothing was lowered, is as lossy as any: the data decide.
+    """
     candidate, problem = state.ready(candidate), state.owner(candidate.plan)
-    gated_on = problem.target.device if problem.capability.runs_here else "simulation"
     track(f"gate: {candidate.name}", 0, 0)
-    if candidate.plan.lossless:
-        with running(problem, candidate) as engine:
-            found = iter([engine.run(feed) for feed in evidence.feeds[:FEEDS]])
-        # Closed before the truth is computed, which takes memory of its own.
-        exact = judge_lossless(evidence.parent, lambda _: next(found), evidence.feeds, gated_on=gated_on)
-        if not isinstance(evidence.question, Question) or evidence.samples is None:
-            return exact
-        with running(problem, candidate) as engine:
-            return with_minimum(exact, evidence.question, engine.run, evidence.samples, track)
+    exact = _rounding(problem, candidate, evidence) if candidate.plan.lossless else None
+    if exact is not None and (exact.verdict == "pass" or not isinstance(evidence.question, Question)):
+        return _with_minimum(exact, problem, candidate, evidence, track)
     with running(problem, candidate) as engine:
         if evidence.question is None or evidence.samples is None:
             why = "there is no evaluation data, and what a lower precision loses can't be told without held-out samples"
-            return undecided("none", gated_on, why)
+            return undecided("none", _gated_on(problem), why)
         block = _block(evidence.parent, engine, evidence.samples)
-        return judge(evidence.question, engine.run, evidence.samples, gated_on=gated_on, block=block, track=track)
+        parity = judge(evidence.question, engine.run, evidence.samples, gated_on=_gated_on(problem), block=block, track=track)
+    return parity if exact is None else replace(parity, notes=(*parity.notes, f"{exact.reason}: so the held-out data decided"))
+
+
+def _judged_exactly(state: State, candidate: Candidate, evidence: Evidence, track: Track) -> Parity:
+    """The verdict on an engine with no lossy step by rounding alone, and by what --min-metric asks of it."""
+    candidate, problem = state.ready(candidate), state.owner(candidate.plan)
+    track(f"gate: {candidate.name}", 0, 0)
+    return _with_minimum(_rounding(problem, candidate, evidence), problem, candidate, evidence, track)
+
+
+def _rounding(problem: Problem, candidate: Candidate, evidence: Evidence) -> Parity:
+    with running(problem, candidate) as engine:
+        found = iter([engine.run(feed) for feed in evidence.feeds[:FEEDS]])
+    # Closed before the truth is computed, which takes memory of its own.
+    return judge_lossless(evidence.parent, lambda _: next(found), evidence.feeds, gated_on=_gated_on(problem))
+
+
+def _with_minimum(parity: Parity, problem: Problem, candidate: Candidate, evidence: Evidence, track: Track) -> Parity:
+    if not isinstance(evidence.question, Question) or evidence.samples is None:
+        return parity
+    with running(problem, candidate) as engine:
+        return with_minimum(parity, evidence.question, engine.run, evidence.samples, track)
+
+
+def _gated_on(problem: Problem) -> str:
+    return problem.target.device if problem.capability.runs_here else "simulation"
 
 
 def _block(parent: ir.Model, engine: Engine, samples: Samples) -> int:
