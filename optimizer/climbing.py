@@ -27,11 +27,10 @@ from optimizer.parity.gate import NoQuestion, Question
 from optimizer.parity.ladder import Climbed, Sizes, climb, start
 from optimizer.parity.metrics import METRICS, Metric, default_metric
 from optimizer.plan import Plan, Shape
-from optimizer.planner.engines import opened
+from optimizer.planner.engines import opened, simulated_graph
 from optimizer.planner.problem import Problem
-from optimizer.precision import typed
 from optimizer.progress import Track
-from optimizer.reference import Reference, simulated
+from optimizer.reference import Reference
 from optimizer.sequence import error_over_time, states_of
 from optimizer.sizes import shapes_of
 
@@ -154,7 +153,7 @@ def climb_to_engine(
     """
     graph, forms = problem.model.graph, []
     for name, plan in _precisions(subject.plan):
-        graph = simulated(typed(problem.model, plan, problem.capability))
+        graph = simulated_graph(problem, plan)
         forms.append(graph_form(f"typed {name}", graph, this_cpu().cores))
     if problem.capability.runs_here and subject.folder is not None:
         forms.append(_engine_form(problem, subject, subject.folder, graph))

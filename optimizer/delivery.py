@@ -29,7 +29,7 @@ from optimizer.parity.question import Question
 from optimizer.plan import Capability, Knobs, Plan
 from optimizer.planner.finals import Evidence, gated, timed
 from optimizer.planner.flips import read
-from optimizer.planner.given import plan_from_file, refuse_what_does_not_fit
+from optimizer.planner.given import plan_from_file, refuse_other_backends, refuse_what_does_not_fit
 from optimizer.planner.journal import Journal
 from optimizer.planner.pareto import front
 from optimizer.planner.problem import Problem
@@ -150,7 +150,9 @@ def _problems(prepared: Prepared, target: Target, track: Track) -> tuple[list[Pr
     """What is searched for this target: a problem for each backend that serves it, and notes; a plan that was given names its own."""
     given = plan_from_file(prepared.request.plan) if prepared.request.plan is not None else None
     chosen = _backends(prepared.request.backends, target)
-    if given is not None and given.backend in chosen:
+    if given is not None:
+        refuse_other_backends(given, chosen, target)
+    if given is not None and set(given.backends) <= set(chosen):
         chosen = (given.backend,)
     found = [_problem(prepared, target, name, given, track) for name in chosen]
     notes = [note for _, notes in found for note in notes]
@@ -387,7 +389,7 @@ def _passport(prepared: Prepared, problem: Problem, subject: Candidate, report: 
         target=problem.target.name,
         compute=problem.target.compute,
         features=problem.target.features,
-        backend=problem.backend,
+        backend=subject.plan.built_by,
         engine=engines[0] if engines else None,
         inputs=problem.model.inputs,
         outputs=problem.model.outputs,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from optimizer.backends import backend
+from optimizer.backends import loader
 from optimizer.child import Channel, run
 from optimizer.engine import Arrays, Candidate
 from optimizer.plan import Knobs
@@ -48,9 +48,9 @@ def weighed(candidate: Candidate, feed: Arrays) -> Candidate:
 def main(channel: Channel) -> None:
     """The child's part: load the engine that the request names, and run it on the arrays that came with it."""
     request, feed = (message := channel.receive()).event, message.arrays
-    load = backend(request["backend"]).load  # its packages are imported before anything is measured
+    load = loader(request["backend"], Path(request["folder"]))  # its packages are imported before anything is measured
     start = _now()
-    engine = load(Path(request["folder"]), request["knobs"])
+    engine = load(request["knobs"])
     loaded = _now()
     for _ in range(_RUNS):
         engine.run(feed)

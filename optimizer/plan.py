@@ -11,6 +11,9 @@ from calibration.ranges import Range
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int8_dynamic"]
 """Of a layer: the type its inputs, weights and outputs have; `int8_dynamic` finds the activations' range at every run."""
 
+AND = "+"
+"""Between the names of backends that build one engine together."""
+
 Knobs = Mapping[str, int | float | str | bool]
 """Settings of a backend, of one engine."""
 
@@ -75,11 +78,20 @@ class Rewrite:
 
 
 @dataclass(frozen=True)
+class Region:
+    """Layers that one backend builds, by name; what they read is made by them or in regions before."""
+
+    backend: str
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Plan:
     """One engine to be: exact rewrites, precision by layer, range by tensor, knobs, and the reason for all of it.
 
     `rewrites` are applied in their order before anything else, and layers and tensors are called as they are after them;
-    `precisions` names only layers that differ from `base`.
+    `precisions` names only layers that differ from `base`.  `regions`, where there are any, hold every layer once, in the order of a
+    run; `backend` is then that of the first.
     """
 
     backend: str
@@ -89,11 +101,22 @@ class Plan:
     ranges: Mapping[str, Range] = field(default_factory=dict)
     rewrites: tuple[Rewrite, ...] = ()
     recovery: tuple[str, ...] = ()
+    regions: tuple[Region, ...] = ()
     knobs: Knobs = field(default_factory=dict)
     shapes: Mapping[str, Shape] = field(default_factory=dict)
     reason: str = ""
     reasons: Mapping[str, str] = field(default_factory=dict)
     """Why a layer has the precision it has, by layer, where there is something to tell."""
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """All that build a part of it, each once, in the order of a run."""
+        return tuple(dict.fromkeys(region.backend for region in self.regions)) or (self.backend,)
+
+    @property
+    def built_by(self) -> str:
+        """The names of `backends` as one."""
+        return AND.join(self.backends)
 
     def precision(self, layer: str) -> Precision:
         return self.precisions.get(layer, self.base)

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol, cast
 
 import onnx_ir as ir
 
 from kernels.target import Target
+from optimizer import relay
 from optimizer.engine import Built, Engine
 from optimizer.errors import OptimizeError, UnavailableError
 from optimizer.plan import Capability, Knobs
 from optimizer.progress import Track, silent
+from optimizer.relay import Relay
 from optimizer.streams import Streams
 
 NAMES: tuple[str, ...] = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
@@ -68,21 +71,39 @@ def backend(name: str) -> Backend:
         ) from None
 
 
-def open_engine(name: str, folder: Path, knobs: Knobs) -> Streams:
-    """The engine that a backend wrote into `folder`, as often as its knob `streams` says, each copy with its own `threads`.
+def loader(name: str, folder: Path) -> Callable[[Knobs], Engine]:
+    """What loads the engine in `folder`, as often as it is called, its packages imported: the backend `name` or, in regions, several.
 
     Raises:
-        UnavailableError: the backend can't load it.
+        UnavailableError: a backend that built a part of it is not installed.
+        InputError: the file that names them can't be read.
     """
-    load, engines = backend(name).load, list[Engine]()
+    if (line := relay.read(folder)) is None:
+        return partial(backend(name).load, folder)
+    loads = [partial(backend(one).load, relay.region(folder, number)) for number, one in enumerate(line.backends)]
+    return lambda knobs: Relay(_all([partial(load, knobs) for load in loads]), line.inputs, line.outputs)
+
+
+def open_engine(name: str, folder: Path, knobs: Knobs) -> Streams:
+    """The engine in `folder`, as often as its knob `streams` says, each copy with its own `threads`.
+
+    Raises:
+        UnavailableError: a backend can't load it.
+    """
+    return Streams(_all([partial(loader(name, folder), knobs)] * int(knobs.get("streams", 1))))
+
+
+def _all(loads: Sequence[Callable[[], Engine]]) -> list[Engine]:
+    """All engines, or none of them open."""
+    engines = list[Engine]()
     try:
-        for _ in range(int(knobs.get("streams", 1))):
-            engines.append(load(folder, knobs))
+        for load in loads:
+            engines.append(load())
     except OptimizeError:
         for engine in engines:
             engine.close()
         raise
-    return Streams(engines)
+    return engines
 
 
 def missing(name: str, target: Target) -> str | None:

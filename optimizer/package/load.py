@@ -15,6 +15,7 @@ from optimizer.engine import LIBRARY, Arrays, Engine
 from optimizer.errors import InputError, UnavailableError, VerificationError
 from optimizer.model import TensorSpec
 from optimizer.package.passport import Passport, verify
+from optimizer.plan import AND
 
 _MOST_STREAMS = 1024
 
@@ -80,7 +81,7 @@ def load(folder: Path, trust: bool = False) -> LoadedEngine:
     streams = passport.knobs.get("streams", 1)
     if isinstance(streams, bool) or not isinstance(streams, int) or not 0 < streams <= _MOST_STREAMS:
         raise VerificationError(f"The passport of {folder.name} asks for {streams!r} streams.", "Build it again.")
-    if LIBRARY in passport.files and not trust:
+    if any(Path(name).name == LIBRARY for name in passport.files) and not trust:
         raise InputError(
             f"{folder.name} brings {LIBRARY}, a library of operators: native code, which runs as soon as it is loaded.",
             "If you know who built it, load it with --trust (in Python: trust=True).",
@@ -99,13 +100,13 @@ def unloadable(passport: Passport) -> str | None:
     if passport.engine is None:
         return f"it holds a handover for {passport.target} and no engine of ours"
     target = target_from_name(passport.target)
-    module = backend(passport.backend)
-    reason: str | None = module.missing(target)
+    modules = [backend(name) for name in passport.backend.split(AND)]
+    reason = next((why for module in modules if (why := module.missing(target)) is not None), None)
     if reason is not None:
         return reason
     if target.kind == "cpu":
         return lacking(passport.features, passport.precision)
-    return None if module.capability(target).runs_here else f"this machine has no {passport.target}"
+    return None if all(module.capability(target).runs_here for module in modules) else f"this machine has no {passport.target}"
 
 
 def _remedy(passport: Passport) -> str:

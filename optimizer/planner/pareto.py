@@ -67,7 +67,7 @@ def front(candidates: Sequence[Candidate]) -> tuple[Point, ...]:
     known = [one for one in candidates if one.timing is not None and math.isfinite(predicted(one))]
     best = sorted(undominated(known, by_time), key=by_time, reverse=True)
     return tuple(
-        Point(one.name, one.plan.backend, one.timing.milliseconds, one.timing.ratio, predicted(one), one.flip_rate is not None)
+        Point(one.name, one.plan.built_by, one.timing.milliseconds, one.timing.ratio, predicted(one), one.flip_rate is not None)
         for one in best
         if one.timing is not None
     )

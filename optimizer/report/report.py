@@ -396,7 +396,7 @@ def _candidate(one: Candidate, folders: Sequence[Path]) -> CandidateReport:
     launches = built.launches if built is not None else ()
     return CandidateReport(
         name=one.name,
-        backend=one.plan.backend,
+        backend=one.plan.built_by,
         precision=lowest([one.plan.base, *one.plan.precisions.values()]),
         knobs=dict(one.plan.knobs),
         latency_ms=one.timing.milliseconds if one.timing is not None else None,

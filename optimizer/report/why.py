@@ -23,7 +23,7 @@ def _engine(subject: Candidate) -> str:
     """The engine, its speed, and in which precisions it runs how many layers."""
     layers = Counter(layer.realised for layer in subject.built.realised) if subject.built is not None else Counter[str]()
     counts = ", ".join(f"{count} in {titled(how)}" for how, count in layers.most_common() if how not in ("folded", "unknown"))
-    runs = f"{titled(subject.name)} runs on {subject.plan.backend}"
+    runs = f"{titled(subject.name)} runs on {' and '.join(subject.plan.backends)}"
     timing = subject.timing
     fast = "" if timing is None or timing.versus == subject.name else f", {timing.ratio:.2f} times as fast as {titled(timing.versus)}"
     lost = predicted(subject)
