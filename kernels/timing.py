@@ -1,15 +1,15 @@
-"""Which of several things is faster, and how surely: `race` ranks many and tells their times, `quick` answers one question."""
+"""Which of several things is faster, and how surely: `race` ranks many and tells their times, `quick` and `glance` answer one question
+about two: which is faster, and about how much."""
 
 from __future__ import annotations
 
 import gc
-import itertools
 import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -24,7 +24,8 @@ SAME = math.log(1.01)
 """Two times that differ by less than 1 % count as the same."""
 
 KNOWN = math.log(1.05)
-"""The race also goes on until the ratio of each that is left to the baseline is known to 5 %: a gain is to be told."""
+"""The race also goes on until the ratio of each that is left to the baseline is known to 5 %: a gain is to be told. That is all that
+ends a glance."""
 
 LOOKS = (10, 15, 23, 34, 51, 77, 115, 173, 260, 390)
 """After how many rounds the race looks whether it is decided. Each look may be wrong, so each has its share of the error."""
@@ -170,21 +171,53 @@ def quick(
     Where both run on one thread, `clock=time.process_time` leaves out what other processes took of the machine: on a crowded one that
     decides what the wall clock can't. `seconds` are then seconds of this process.
     """
-    start, records, order = clock(), (_Record(), _Record()), random.Random(seed)
-    pairs = list(zip((old, new), records, strict=True))
-    for run, record in pairs:
-        _prepare(record, run, clock, seconds / 10)
-    for done in itertools.count(1):
-        with no_garbage_collection():
-            for run, record in order.sample(pairs, 2):
-                _visit(run, record, clock, sweep=lambda: None)
-        late = clock() - start >= seconds and done >= QUICK_LOOKS[0]
+    for done, (records, late) in enumerate(_paired(old, new, seconds, clock, seed), 1):
+        late = late and done >= QUICK_LOOKS[0]
         if done in QUICK_LOOKS or late:
             gain = _gain(*records, AT_QUICK_LOOK)
             faster = True if gain.low > SAME else False if gain.high < SAME else None
             if faster is not None or late or done == QUICK_LOOKS[-1]:
                 break
     return Gain(math.exp(gain.value), math.exp(gain.low), math.exp(gain.high), faster, done)
+
+
+def glance(
+    old: Callable[[], object],
+    new: Callable[[], object],
+    *,
+    versus: str,
+    seconds: float,
+    timed_on: str,
+    clock: Clock = time.perf_counter,
+    seed: int = 0,
+) -> Timing:
+    """The time of `new`, and its ratio to that of `old`, which is called `versus`: ends once the ratio is known to 5 %, or after `seconds`.
+
+    Measured as `quick` does, so that there are no cold times. A race of the two would go on until it is certain which is the faster one.
+    """
+    for done, (records, late) in enumerate(_paired(old, new, seconds, clock, seed), 1):
+        if done in LOOKS and _known(records[1], records[0]):
+            stopped, error = f"ratio known to 5 % after {done} rounds", AT_LOOK
+            break
+        if late and done >= LEAST:
+            stopped, error = f"time budget of {seconds:g} s spent after {done} rounds", AT_END
+            break
+    return replace(_timing(records[1], records[0], versus, stopped, error, timed_on), cold_milliseconds=None)
+
+
+def _paired(
+    old: Callable[[], object], new: Callable[[], object], seconds: float, clock: Clock, seed: int
+) -> Iterator[tuple[tuple[_Record, _Record], bool]]:
+    """Rounds of hot runs of both in random order, without end: what was measured of the two, and whether `seconds` have passed."""
+    start, records, order = clock(), (_Record(), _Record()), random.Random(seed)
+    pairs = list(zip((old, new), records, strict=True))
+    for run, record in pairs:
+        _prepare(record, run, clock, seconds / 10)
+    while True:
+        with no_garbage_collection():
+            for run, record in order.sample(pairs, 2):
+                _visit(run, record, clock, sweep=lambda: None)
+        yield records, clock() - start >= seconds
 
 
 def _prepare(record: _Record, run: Callable[[], object], clock: Clock, seconds: float) -> None:

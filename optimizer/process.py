@@ -124,7 +124,7 @@ class Child:
         while (message := self._next()) is None:
             if time.monotonic() > end:
                 raise self._error(f"took more than {seconds:.0f} s without an answer", "Make it faster, or find out where it waits.")
-            if self._alive():
+            if self.alive():
                 self._move(_TICK)
                 self._heed_hanging_up()
             else:  # what it sent last is still read, but not for ever: something it started may write on
@@ -155,7 +155,7 @@ class Child:
         except MessageError:
             raise self.nonsense() from None
 
-    def _alive(self) -> bool:
+    def alive(self) -> bool:
         """Whether it runs; a dead one is left unreaped, so that its number names nobody else while we may still kill its group."""
         return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
@@ -167,7 +167,7 @@ class Child:
         """A child that closed its line has nothing more to say; it may take a moment to end."""
         if self._line not in self._selector.get_map():
             end = time.monotonic() + _GRACE
-            while self._alive():
+            while self.alive():
                 if time.monotonic() > end:
                     raise self._error("closed the line it answers on", "Let it close only files it opened itself.")
                 time.sleep(_TICK)
@@ -242,6 +242,46 @@ def run_worker(
             left -= time.monotonic() - start
             kind = event["event"]
             yield event
+
+
+class Workers:
+    """Workers that stay for further requests, one a command, each started in `folder` when it is first asked.
+
+    Such a worker answers each request with one event, within `patience` seconds.  One that refuses, crashes or takes longer is ended, and
+    the next request gets a fresh one.  Use it in a `with`, in one thread: leaving ends them all.
+    """
+
+    def __init__(self, folder: Path, *, patience: float = _PATIENCE) -> None:
+        self._folder, self._patience = folder, patience
+        self._children: dict[tuple[str, ...], Child] = {}
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        for child in self._children.values():
+            child.close()
+        self._children.clear()
+
+    def ask(self, command: Sequence[str], request: Mapping[str, Any], *, what: str) -> dict[str, Any]:
+        """The event that the worker answers with; `what` names it in errors.
+
+        Raises:
+            OptimizeError: as `Child.receive` does.
+        """
+        child = self._children.pop(tuple(command), None)
+        if child is not None and not child.alive():  # the system takes idle ones first where memory runs out
+            child.close()
+            child = None
+        child = child or Child(command, folder=self._folder, what=what, patience=self._patience)
+        try:
+            child.send({"event": "request", **request})
+            answer = child.receive().event
+        except BaseException:
+            child.close()
+            raise
+        self._children[tuple(command)] = child
+        return answer
 
 
 def isolated(script: Path, *parts: Path, python: Path | None = None, needs: Sequence[str] = ()) -> list[str]:

@@ -20,6 +20,7 @@ from optimizer import relay
 from optimizer.engine import Built, Engine
 from optimizer.errors import OptimizeError, UnavailableError
 from optimizer.plan import Capability, Knobs
+from optimizer.process import Workers
 from optimizer.progress import Track, silent
 from optimizer.relay import Relay
 from optimizer.streams import Streams
@@ -43,8 +44,13 @@ class Backend(Protocol):
         """Why it can't build for this target here, with the way out, or None."""
         ...
 
-    def build(self, graph: ir.Model, target: Target, knobs: Knobs, folder: Path, track: Track = silent) -> Built:
-        """Write the engine of a typed graph into `folder`, and read back what became of each layer."""
+    def build(
+        self, graph: ir.Model, target: Target, knobs: Knobs, folder: Path, track: Track = silent, workers: Workers | None = None
+    ) -> Built:
+        """Write the engine of a typed graph into `folder`, and read back what became of each layer.
+
+        `workers` are processes that may build further engines after this one; without them it uses none that stay.
+        """
         ...
 
     def load(self, folder: Path, knobs: Knobs) -> Engine:

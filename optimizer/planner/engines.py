@@ -17,27 +17,28 @@ from optimizer.model import PLANNED, is_layer
 from optimizer.plan import Plan
 from optimizer.planner.problem import Problem
 from optimizer.precision import typed
+from optimizer.process import Workers
 from optimizer.progress import Track
 from optimizer.reference import Reference, simulated
 from optimizer.regions import joined, split
 from optimizer.relay import Line
 
 
-def build(problem: Problem, plan: Plan, folder: Path, track: Track) -> tuple[Path | None, Built]:
+def build(problem: Problem, plan: Plan, folder: Path, track: Track, workers: Workers | None = None) -> tuple[Path | None, Built]:
     """The engine of a plan in `folder`, or None where nothing here can build it, and what the build tells.
 
     Raises:
         OptimizeError: the backend can't take the plan.
     """
     if plan.regions:
-        return _built_in_regions(problem, plan, folder, track)
+        return _built_in_regions(problem, plan, folder, track, workers)
     builder = backend(problem.backend)
     try:
         graph = typed(problem.model, plan, problem.capability)
         if (missing := builder.missing(problem.target)) is not None:
             return None, _unbuilt(graph, missing)
         folder.mkdir(parents=True)
-        return folder, builder.build(graph, problem.target, plan.knobs, folder, track)
+        return folder, builder.build(graph, problem.target, plan.knobs, folder, track, workers)
     finally:
         free(weights_bytes(problem.model.graph))
 
@@ -87,10 +88,11 @@ def parts(problem: Problem, plan: Plan) -> list[tuple[Problem, Plan]]:
     return found
 
 
+def _built_in_regions(problem: Problem, plan: Plan, folder: Path, track: Track, workers: Workers | None) -> tuple[Path | None, Built]:
     """Every region built by its own backend, what they tell put together in the order of the model's layers."""
     built = []
     for number, (part, own) in enumerate(parts(problem, plan)):
-        place, told = build(part, own, relay.region(folder, number), track)
+        place, told = build(part, own, relay.region(folder, number), track, workers)
         if place is None:
             return None, told
         built.append(told)

@@ -12,7 +12,7 @@ from itertools import count
 from pathlib import Path
 from shutil import rmtree
 
-from kernels.timing import Timing, quick, race
+from kernels.timing import Timing, glance, quick
 from optimizer.backends import backend
 from optimizer.engine import Arrays, Built, Candidate, Engine
 from optimizer.errors import OptimizeError
@@ -25,6 +25,7 @@ from optimizer.planner.journal import Journal
 from optimizer.planner.pareto import predicted, undominated
 from optimizer.planner.plans import unquantized
 from optimizer.planner.problem import Problem
+from optimizer.process import Workers
 from optimizer.progress import Track, silent
 from optimizer.recovery import Form, Step, recovered
 from optimizer.request import Objective
@@ -84,7 +85,7 @@ class Clock:
 
 
 class State:
-    """What a search knows. Engines and folders that it holds are given back by `close`."""
+    """What a search knows. Engines and processes that it holds are given back by `close`."""
 
     def __init__(
         self,
@@ -101,6 +102,7 @@ class State:
         self.feed, self.clock, self.track, self.journal, self.objective = feed, clock, track, journal, objective
         self._folder, self._count = folder, 0
         self._open = ExitStack()
+        self._workers = self._open.enter_context(Workers(folder))
         self._yardstick: tuple[str, Engine] | None = None
         self._preferred: dict[str, Problem] = {}
         self._recovered: list[tuple[Plan, Problem]] = []
@@ -240,15 +242,18 @@ class State:
         start, problem = time.monotonic(), self.owner(proposal.plan)
         candidate = Candidate(self.named(problem, proposal.name), proposal.plan)
         try:
-            folder, built = build(problem, proposal.plan, self._next_folder(), self.track)
+            folder, built = build(problem, proposal.plan, self._next_folder(), self.track, self._workers)
             candidate = replace(candidate, folder=folder, built=built)
             if folder is not None:
                 folders.append(folder)
             found: Distance | None = None
-            if problem.screening:
+            timing: Timing | None = None
+            if problem.screening or self._times(candidate):
                 with running(problem, candidate) as engine:
-                    found = distance(problem.parent, engine.run, problem.screening, problem.reading)
-            timing = self._glance(problem, candidate)
+                    if problem.screening:
+                        found = distance(problem.parent, engine.run, problem.screening, problem.reading)
+                    if self._times(candidate):
+                        timing = self._glance(problem, engine)
         except OptimizeError as error:
             if self._must_be(problem, proposal):
                 raise
@@ -270,18 +275,24 @@ class State:
         asked = problem.wanted == proposal.name != "int8"
         return len(self.bases) == 1 and not problem.rewrites and (asked or proposal.name == next(unquantized(problem))[0])
 
-    def _glance(self, problem: Problem, candidate: Candidate) -> Timing | None:
-        """A first timing beside the first candidate; None where nothing can be timed here, and for that candidate itself."""
-        first = next((one for one in self.candidates if one.outcome != "not built"), None)
-        if not self.timeable or candidate.folder is None or first is None:
-            return None
+    @property
+    def _first(self) -> Candidate | None:
+        """What the others are timed beside."""
+        return next((one for one in self.candidates if one.outcome != "not built"), None)
+
+    def _times(self, candidate: Candidate) -> bool:
+        """Whether a candidate is timed: something can be timed here, and it is not the one that the others are timed beside."""
+        return self.timeable and candidate.folder is not None and self._first is not None
+
+    def _glance(self, problem: Problem, engine: Engine) -> Timing:
+        """A first timing beside the first candidate, which stays open."""
         if self._yardstick is None:
-            first = self.ready(first)
+            assert self._first is not None
+            first = self.ready(self._first)
             self._yardstick = (first.name, self._open.enter_context(running(self.owner(first.plan), first)))
         name, baseline = self._yardstick
-        with running(problem, candidate) as engine:
-            runs = {name: partial(baseline.run, self.feed), candidate.name: partial(engine.run, self.feed)}
-            return race(runs, name, seconds=QUICK_SECONDS, timed_on=problem.target.device)[candidate.name]
+        old, new = partial(baseline.run, self.feed), partial(engine.run, self.feed)
+        return glance(old, new, versus=name, seconds=QUICK_SECONDS, timed_on=problem.target.device)
 
     def faster(self, candidate: Candidate, other: Candidate) -> bool:
         """Whether a candidate is faster than another one for sure, by more than 1 %."""
@@ -317,7 +328,7 @@ class State:
         problem = self.owner(candidate.plan)
         if backend(problem.backend).missing(problem.target) is not None:
             return candidate
-        folder, built = build(problem, candidate.plan, self._next_folder(), self.track)
+        folder, built = build(problem, candidate.plan, self._next_folder(), self.track, self._workers)
         found = replace(candidate, folder=folder, built=built)
         self.candidates = [found if one.name == candidate.name else one for one in self.candidates]
         return found

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kernels.rank import averages_outside, centre
-from kernels.timing import LEAST, LOOKS, QUICK_LOOKS, Gain, Timing, quick, race
+from kernels.timing import LEAST, LOOKS, QUICK_LOOKS, Gain, Timing, glance, quick, race
 
 
 class Clock:
@@ -248,3 +248,34 @@ def test_what_noise_hides_stays_open_until_the_time_or_the_looks_end() -> None:
     soon = asked(0, 0.010, 0.0099, budget=0.01, noise=0.5)
     assert (soon.faster, soon.rounds) == (None, QUICK_LOOKS[0])
     assert 0 < soon.low < soon.high < math.inf
+
+
+def glanced(seed: int, old: float, new: float, budget: float = 20.0, **noise: float) -> Timing:
+    clock = Clock()
+    first, second = contender(clock, old, 2 * seed, **noise), contender(clock, new, 2 * seed + 1, **noise)
+    return glance(first, second, versus="old", seconds=budget, timed_on="a fake clock", clock=clock, seed=seed)
+
+
+def test_a_glance_ends_once_the_ratio_is_known_also_where_a_race_would_go_on() -> None:
+    for ratio in (1.0, 0.5, 2.0):
+        for seed in range(20):
+            found = glanced(seed, 0.001 * ratio, 0.001)
+            assert found.ratio == pytest.approx(ratio, rel=0.05)
+            assert found.high / found.low <= 1.05**2 + 1e-9
+            assert (found.versus, found.cold_milliseconds) == ("old", None)
+            assert int(found.stopped.removeprefix("ratio known to 5 % after ").split()[0]) in LOOKS[:3]
+
+
+def test_a_glance_tells_the_time_of_the_new_one() -> None:
+    assert glanced(0, 0.004, 0.002).milliseconds == pytest.approx(2, rel=0.05)
+
+
+def test_the_time_of_a_glance_ends_it_but_never_before_an_interval_can_be_given() -> None:
+    found = glanced(0, 0.010, 0.010, budget=0.01, noise=0.5)
+    assert found.stopped == f"time budget of 0.01 s spent after {LEAST} rounds"
+    assert 0 < found.low < found.high < math.inf
+
+
+def test_the_interval_of_a_glance_covers_the_true_ratio_in_95_of_100() -> None:
+    found = [glanced(seed, 0.00104, 0.001, noise=0.06) for seed in range(100)]
+    assert sum(not one.low <= 1.04 <= one.high for one in found) <= 5 + 2 * math.sqrt(5)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kernels.timing import race
+from kernels.timing import glance
 from optimizer.engine import Candidate
 from optimizer.errors import InputError, UnavailableError
 from optimizer.fusion.rewrites import EVERYWHERE
@@ -186,7 +186,7 @@ def test_a_search_that_is_repeated_measures_nothing_anew_and_finds_the_same(
     found: list[list[Candidate]] = []
     for again in (False, True):
         if again:
-            for name in ("build", "race", "quick", "distance"):
+            for name in ("build", "glance", "quick", "distance"):
                 monkeypatch.setattr(room, name, lambda *_, **__: pytest.fail("measured anew"))
         state = searching(net, journal=Journal(file, {}, (file,)))
         found.append([replace(one, folder=None) for one in search(state)])
@@ -228,8 +228,8 @@ def test_an_exact_rewrite_that_is_faster_is_what_lower_precisions_are_built_on(
 def test_what_loses_too_much_is_mended_until_it_does_not(problem: Problems, searching: Searching, monkeypatch: pytest.MonkeyPatch) -> None:
     net = problem()
 
-    def int8_is_faster(runs: Any, baseline: str, **words: Any) -> Any:
-        return {name: replace(one, ratio=1.0 if "fp32" in name else 2.0) for name, one in race(runs, baseline, **words).items()}
+    def int8_is_faster(*runs: Any, **words: Any) -> Any:
+        return replace(glance(*runs, **words), ratio=1.0 if current[-1].lossless else 2.0)
 
     def far_with_the_second_layer(*_: object) -> Distance:
         return Distance(0.5 if current[-1].precision("second") == "int8" else 0.01)
@@ -240,7 +240,7 @@ def test_what_loses_too_much_is_mended_until_it_does_not(problem: Problems, sear
         current.append(plan)
         return build(of, plan, *words)
 
-    monkeypatch.setattr(room, "race", int8_is_faster)
+    monkeypatch.setattr(room, "glance", int8_is_faster)
     monkeypatch.setattr(room, "build", noting)
     monkeypatch.setattr(room, "distance", far_with_the_second_layer)
     monkeypatch.setattr(repairs, "STEPS", ())

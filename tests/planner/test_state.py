@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kernels.timing import Gain, race
+from kernels.timing import Gain, glance
 from optimizer.engine import Candidate
 from optimizer.errors import OptimizeError, UnavailableError
 from optimizer.plan import Plan, Rewrite
@@ -45,11 +45,10 @@ def timed_as(monkeypatch: pytest.MonkeyPatch, speeds: list[float]) -> None:
     """Looks at candidates' times give these speeds, one after the other."""
     left = iter(speeds)
 
-    def said(runs: Any, baseline: str, **words: Any) -> Any:
-        ratio = next(left)
-        return {name: replace(timing, ratio=ratio) for name, timing in race(runs, baseline, **words).items()}
+    def said(*runs: Any, **words: Any) -> Any:
+        return replace(glance(*runs, **words), ratio=next(left))
 
-    monkeypatch.setattr(room, "race", said)
+    monkeypatch.setattr(room, "glance", said)
 
 
 def screened_as(monkeypatch: pytest.MonkeyPatch, *found: Distance) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from optimizer import process
 from optimizer.errors import InputError, UnavailableError
-from optimizer.process import Child, check_house, isolated, run_worker
+from optimizer.process import Child, Workers, check_house, isolated, run_worker
 
 Write = Callable[..., Path]
 
@@ -287,3 +287,68 @@ def test_another_package_called_kernels_is_refused_with_the_remedy(user: Write, 
     with pytest.raises(InputError, match="'kernels'") as caught:
         check_house()
     assert "environment of its own" in caught.value.remedy
+
+
+STAYING = """
+import os
+def main(channel):
+    while True:
+        how = channel.receive().event["how"]
+        if how == "crash":
+            os.abort()
+        if how == "refuse":
+            channel.refuse("It can't.", "Ask another.", 5)
+        if how == "nothing":
+            import time; time.sleep(60)
+        channel.send("answer", pid=os.getpid())
+"""
+
+
+def test_a_worker_that_stays_answers_every_request_and_one_that_ended_is_replaced(user: Write, tmp_path: Path) -> None:
+    command = isolated(user(worker=STAYING) / "worker.py")
+    with Workers(tmp_path, patience=2) as workers:
+
+        def ask(how: str) -> int:
+            return int(workers.ask(command, {"how": how}, what="It")["pid"])
+
+        pids = [ask("answer"), ask("answer")]
+        assert pids[0] == pids[1]
+        for how, kind, words in (
+            ("crash", InputError, "crashed with SIGABRT"),
+            ("refuse", UnavailableError, "It can't"),
+            ("nothing", InputError, "without an answer"),
+        ):
+            with pytest.raises(kind, match=words):
+                ask(how)
+            assert gone(pids[-1])
+            pids.append(ask("answer"))
+            assert pids[-1] not in pids[:-1]
+        os.kill(pids[-1], signal.SIGKILL)  # idle, as when memory runs out: the next request is none the worse for it
+        assert gone(pids[-1])
+        pids.append(ask("answer"))
+    assert gone(pids[-1])
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill", "ctrl-c"])
+def test_a_worker_that_stays_does_not_outlive_its_parent(user: Write, how: signal.Signals) -> None:
+    folder = user(
+        worker=STAYING,
+        parent="""
+        import signal, sys, time
+        from pathlib import Path
+        from optimizer.process import Workers, isolated
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        with Workers(Path.cwd()) as workers:
+            print(workers.ask(isolated(Path("worker.py").resolve()), {"how": "answer"}, what="It")["pid"], flush=True)
+            time.sleep(60)
+        """,
+    )
+    with subprocess.Popen(
+        [sys.executable, "parent.py"], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert not gone(pid, 0.1)
+        parent.send_signal(how)
+        parent.wait()
+    assert gone(pid)

@@ -18,6 +18,7 @@ from optimizer.engine import LIBRARY, Built, Engine
 from optimizer.graph import LARGE, save, weights_bytes
 from optimizer.model import CUSTOM_OPS
 from optimizer.plan import Capability, Knobs
+from optimizer.process import Workers
 from optimizer.progress import Track, silent
 
 
@@ -57,7 +58,14 @@ def missing(target: Target) -> str | None:
     return None
 
 
-def build(graph: ir.Model, target: Target, knobs: Knobs, folder: Path, track: Track = silent) -> Built:
+def build(
+    graph: ir.Model,
+    target: Target,
+    knobs: Knobs,
+    folder: Path,
+    track: Track = silent,
+    workers: Workers | None = None,  # noqa: ARG001 - ours runs in this process
+) -> Built:
     """Write `engine.onnx` (beside it large weights in `engine.weights`, custom operators in `engine.so`), and read back its layers.
 
     The engine is loaded and run a few times on made-up inputs for that; what it optimized and the profile are removed.

@@ -12,6 +12,7 @@ from kernels.cpus import elsewhere, multiplies_bf16, runs_here, saturates
 from kernels.target import Target, this_cpu
 from optimizer.engine import Built, Engine
 from optimizer.plan import Capability, Knobs, Precision
+from optimizer.process import Workers
 from optimizer.progress import Track, silent
 
 _REFUSALS: Mapping[str, str] = {
@@ -65,7 +66,7 @@ def missing(target: Target) -> str | None:
     return None
 
 
-def build(graph: ir.Model, target: Target, knobs: Knobs, folder: Path, track: Track = silent) -> Built:
+def build(graph: ir.Model, target: Target, knobs: Knobs, folder: Path, track: Track = silent, workers: Workers | None = None) -> Built:
     """Write OpenVINO's IR, `engine.xml` and `engine.bin`, and read back what its CPU plugin makes of each layer.
 
     All of it in a child process, since there are graphs that end the process which reads them. `Built.memory` holds bytes: `file` on
@@ -79,7 +80,7 @@ def build(graph: ir.Model, target: Target, knobs: Knobs, folder: Path, track: Tr
     from optimizer.backends.openvino.realised import notes, realised
 
     track("writing the engine", 0, 2)
-    seen = written(graph, folder, knobs)
+    seen = written(graph, folder, knobs, workers)
     track("reading back what was realised", 1, 2)
     built = Built(realised(graph, seen.kernels), memory(seen, folder), notes=notes(graph, seen))
     track("reading back what was realised", 2, 2)

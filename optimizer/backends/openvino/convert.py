@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping
-from contextlib import closing
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -19,7 +19,7 @@ from optimizer.errors import InputError, UnavailableError
 from optimizer.graph import LARGE, clone, constant, save, weights_bytes
 from optimizer.model import PLANNED, SHAPES, is_layer
 from optimizer.plan import Knobs
-from optimizer.process import isolated, run_worker
+from optimizer.process import Workers, isolated
 
 _WORKER = Path(__file__).with_name("worker.py")
 _Q_DQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
@@ -39,8 +39,8 @@ class Seen:
     failure: str
 
 
-def written(graph: ir.Model, folder: Path, knobs: Knobs) -> Seen:
-    """Write `engine.xml` and `engine.bin` into `folder`, and look at what they become.
+def written(graph: ir.Model, folder: Path, knobs: Knobs, workers: Workers | None) -> Seen:
+    """Write `engine.xml` and `engine.bin` into `folder`, and look at what they become; without `workers` in a child for this one alone.
 
     BF16 is a hint for the whole engine; a layer that is planned in FP32 beside BF16 ones is marked `precise`, a mark that the
     plugin obeys for most operators (`realised.py` sees where not) and that only the file itself can carry.
@@ -53,7 +53,9 @@ def written(graph: ir.Model, folder: Path, knobs: Knobs) -> Seen:
     with TemporaryDirectory(dir=folder, prefix=".openvino-") as scratch:
         file = Path(scratch).resolve() / "typed.onnx"
         save(_without_unit_scales(graph), file, beside="typed.weights" if weights_bytes(graph) > LARGE else None)
-        event = _of_child({"model": str(file), "engine": str((folder / FILE).resolve()), **_request(graph, knobs)}, Path(scratch))
+        request = {"model": str(file), "engine": str((folder / FILE).resolve()), **_request(graph, knobs)}
+        with nullcontext(workers) if workers is not None else Workers(Path(scratch)) as asked:
+            event = _told(request, asked)
     return Seen(kernels_from(event["kernels"], graph), event["failure"])
 
 
@@ -100,14 +102,9 @@ def _request(graph: ir.Model, knobs: Knobs) -> dict[str, Any]:
     }
 
 
-def _of_child(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _told(request: Mapping[str, Any], workers: Workers) -> dict[str, Any]:
     """What the worker tells; its crash is an answer too."""
-    told: dict[str, Any] = {}
     try:
-        worker = run_worker(isolated(_WORKER), request=request, folder=folder, what="OpenVINO, building this engine,")
-        with closing(cast(Generator[dict[str, Any]], worker)) as events:
-            for event in events:
-                told = event if event["event"] == "built" else told
+        return workers.ask(isolated(_WORKER), request, what="OpenVINO, building this engine,")
     except InputError as error:
         raise UnavailableError(error.reason, _ANOTHER) from None
-    return told

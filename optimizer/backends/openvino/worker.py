@@ -3,10 +3,10 @@
 A build does it in a child, to which this file is handed alone (`optimizer.process.isolated`), so it imports nothing of ours; the
 session of an engine that such a child has run compiles it by the same function.
 
-The request names two files, `model` to read and `engine` to write, with the `hint` of its precision; `layers`, the layer by the
+A request names two files, `model` to read and `engine` to write, with the `hint` of its precision; `layers`, the layer by the
 name of each tensor, and `quantizers`, those that Q/DQ give to theirs; `exact`, the layers to mark; `inputs`, `outputs` and the usual
 `sizes` of inputs by name; `settings` of the plugin. What comes back is one event, `built`: `kernels`, the nodes that the plugin runs,
-in their order, and `failure`, why it could not be run, or "".
+in their order, and `failure`, why it could not be run, or "". Requests come as long as the child can answer them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 from xml.etree import ElementTree
 
 import numpy as np
@@ -53,13 +53,18 @@ _NEITHER = frozenset({"Parameter", "Result", "Constant"})
 _NOT_PLAIN = re.compile(r"[^\w.#+/-]", re.ASCII)
 _NOT_XML = re.compile("[\x00-\x1f\ud800-\udfff\ufffe\uffff]")
 _LEAST_RUNS = 4
-_SECONDS = 0.2
+_MOST_RUNS = 100
+_SECONDS = 0.1
 _FREE_SIZES = (1, 16, 128, 1024)
 """Sizes that are tried for a free dimension of which nothing is known; the first that the model takes is the one."""
 
 
-def main(channel: Channel) -> None:
-    request = channel.receive().event
+def main(channel: Channel) -> NoReturn:
+    while True:
+        _answer(channel, channel.receive().event)
+
+
+def _answer(channel: Channel, request: Mapping[str, Any]) -> None:
     engine = Path(request["engine"])
     try:
         owners = _written(request, engine)
@@ -178,7 +183,7 @@ def _run(model: ov.CompiledModel, names: Sequence[str], usual: Mapping[str, Sequ
             request.infer(feeds)
             first = _means(model)
             start, runs = time.perf_counter(), 1
-            while runs < _LEAST_RUNS or time.perf_counter() - start < _SECONDS:
+            while runs < _LEAST_RUNS or (runs < _MOST_RUNS and time.perf_counter() - start < _SECONDS):
                 request.infer(feeds)
                 runs += 1
         except RuntimeError as error:

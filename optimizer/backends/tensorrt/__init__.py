@@ -29,7 +29,7 @@ from optimizer.engine import Built, Engine
 from optimizer.errors import InputError, UnavailableError
 from optimizer.graph import clone, infer_shapes
 from optimizer.plan import Capability, Knobs
-from optimizer.process import run_worker
+from optimizer.process import Workers, run_worker
 from optimizer.progress import Track, silent
 from optimizer.work import counted
 
@@ -61,7 +61,14 @@ def missing(target: Target) -> str | None:
     return None
 
 
-def build(graph: ir.Model, target: Target, knobs: Knobs, folder: Path, track: Track = silent) -> Built:  # noqa: ARG001
+def build(
+    graph: ir.Model,
+    target: Target,
+    knobs: Knobs,  # noqa: ARG001
+    folder: Path,
+    track: Track = silent,
+    workers: Workers | None = None,  # noqa: ARG001 - a builder has gigabytes, which it gives back as it ends
+) -> Built:
     """Build `folder/engine.plan` from a typed graph, in a child process; the same graph gives the same bytes.
 
     Inputs are fixed, or their shapes stand in the graph's metadata (`optimizer.model.SHAPES`). `Built.memory` holds bytes: `weights`,

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ from kernels.target import this_cpu
 from optimizer.backends import backend
 from optimizer.backends.openvino import convert
 from optimizer.errors import InputError, UnavailableError, VerificationError
-from optimizer.model import Source
+from optimizer.model import Model, Source
 from optimizer.package.load import load
 from optimizer.package.passport import Passport, seal
+from optimizer.process import Workers
 
 HOSTILE = ("in,\"put<é&>'\n", "x\x1b[31m]]>\x01,out")
 
@@ -151,6 +153,31 @@ def test_a_graph_that_ends_its_process_does_not_end_ours(model, built, monkeypat
     with pytest.raises(UnavailableError, match="OpenVINO, building this engine,"):
         built(model("g (float[4] x) => (float[4] y) { y = Relu(x) }"))
     assert list((tmp_path / "engine").iterdir()) == []
+
+
+def outcome(net: Model, folder: Path, workers: Workers | None = None) -> object:
+    """What becomes of a model, but for the times."""
+    folder.mkdir(parents=True)
+    try:
+        told = backend("openvino").build(net.graph, this_cpu(), {"threads": 1}, folder, workers=workers)
+    except UnavailableError as error:
+        return error.reason
+    layers = [replace(layer, ms=None) for layer in told.realised]
+    return layers, told.memory, {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_a_worker_that_stays_builds_what_a_worker_for_each_engine_builds(model, tmp_path: Path) -> None:
+    nets = [
+        model("g (float[1,8] x) => (float[1,8] y) <float[8,8] w> { h = MatMul(x, w) y = Relu(h) }", {"w": (8, 8)}),
+        model("g (float[N,4] x) => (float[N,4] y) { y = ai.onnx.ml.Binarizer<threshold=0.5>(x) }"),
+        model("g (float[1,8] x) => (float[1,4] y) <float[8,4] v> { y = MatMul(x, v) }", {"v": (8, 4)}),
+        model("g (float[1,8] x) => (float[1,8] y) { y = Tanh(x) }"),
+    ]
+    alone = [outcome(net, tmp_path / "alone" / str(number)) for number, net in enumerate(nets)]
+    with Workers(tmp_path) as workers:
+        together = [outcome(net, tmp_path / "together" / str(number), workers) for number, net in enumerate(nets)]
+    assert together == alone
+    assert isinstance(alone[1], str)
 
 
 def test_a_file_that_is_no_engine_is_refused(tmp_path: Path) -> None:
