@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from optimizer.backends.openvino.kernels import Kernel, kernels_from, layer_of
+from optimizer.backends.openvino.kernels import PRODUCTS, Kernel, kernels_from, layer_of
 from optimizer.backends.openvino.session import FILE, settings
 from optimizer.errors import InputError, UnavailableError
-from optimizer.graph import LARGE, clone, constant, save, weights_bytes
+from optimizer.graph import LARGE, clone, constant, readers, save, weights_bytes
 from optimizer.model import PLANNED, SHAPES, is_layer
 from optimizer.plan import Knobs
 from optimizer.process import Workers, isolated
@@ -27,6 +27,26 @@ _EXCHANGED = frozenset(
     {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BOOL}
     | {ir.DataType.INT8, ir.DataType.INT16, ir.DataType.INT32, ir.DataType.INT64}
     | {ir.DataType.UINT8, ir.DataType.UINT16, ir.DataType.UINT32, ir.DataType.UINT64}
+)
+_ELEMENTWISE = frozenset(
+    {
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Relu",
+        "LeakyRelu",
+        "PRelu",
+        "Clip",
+        "Sigmoid",
+        "HardSigmoid",
+        "HardSwish",
+        "Swish",
+        "Mish",
+        "Elu",
+        "Tanh",
+    }
+    | {"Gelu", "Abs", "Sqrt", "Softplus", "Erf"}
 )
 _ANOTHER = "Choose another backend."
 
@@ -92,7 +112,7 @@ def _request(graph: ir.Model, knobs: Knobs) -> dict[str, Any]:
     usual = json.loads(graph.metadata_props.get(SHAPES, "{}"))
     return {
         "hint": "bf16" if half else "f32",
-        "exact": [layer for layer, precision in planned.items() if half and precision == "fp32"],
+        "exact": _exact(graph, planned) if half else [],
         "layers": {value.name: layer_of(node) for node in graph.graph for value in node.outputs if value.name and layer_of(node)},
         "quantizers": [value.name for node in graph.graph for value in node.outputs if node.op_type in _Q_DQ],
         "inputs": [value.name for value in graph.graph.inputs],
@@ -100,6 +120,28 @@ def _request(graph: ir.Model, knobs: Knobs) -> dict[str, Any]:
         "sizes": {name: sizes[1] for name, sizes in usual.items()},
         "settings": settings(knobs),
     }
+
+
+def _exact(graph: ir.Model, planned: Mapping[str, str]) -> list[str]:
+    """The layers to mark: those planned in FP32, and the sum behind a product of theirs with what another layer gives, to the end of the
+    chain that the plugin makes one kernel of. It has none that multiplies in FP32 and sums in BF16, and would not compile.
+    """
+    exact = {layer for layer, precision in planned.items() if precision == "fp32"}
+    products = [node for node in graph.graph if node.op_type in PRODUCTS and node.name in exact]
+    for node in products:
+        chain = _appended(node)
+        if any(one.op_type == "Add" and all(constant(value) is None for value in one.inputs) for one in chain):
+            exact.update(one.name or "" for one in chain)
+    return sorted(exact)
+
+
+def _appended(node: ir.Node) -> list[ir.Node]:
+    """The element-wise operators behind that alone read what comes before them."""
+    found: list[ir.Node] = []
+    while len(after := readers(node.outputs[0])) == 1 and after[0].op_type in _ELEMENTWISE:
+        node = after[0]
+        found.append(node)
+    return found
 
 
 def _told(request: Mapping[str, Any], workers: Workers) -> dict[str, Any]:

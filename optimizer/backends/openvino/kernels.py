@@ -11,7 +11,7 @@ import onnx_ir as ir
 from optimizer.graph import readers
 from optimizer.model import FOR_LAYER, is_layer
 
-_PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _HOLD_PRODUCTS = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul", "Subgraph"})
 
 _OF_NO_LAYER = frozenset({"Const", "Input", "Output", "Reorder"})
@@ -97,7 +97,7 @@ def _remembered(graph: ir.Model, kernels: Sequence[Kernel]) -> tuple[Kernel, ...
     place = {layer: number for number, kernel in reversed(holds) for layer in kernel.layers}
     found = list(kernels)
     for node in graph.graph:
-        if node.op_type in _PRODUCTS and node.name not in named and (number := place.get(_following(node, named))) is not None:
+        if node.op_type in PRODUCTS and node.name not in named and (number := place.get(_following(node, named))) is not None:
             found[number] = replace(found[number], layers=(node.name or "", *found[number].layers))
     return tuple(found)
 

@@ -91,6 +91,24 @@ def test_layers_kept_exact_beside_bf16_are_told_where_the_plugin_does_not_obey(m
     assert weights == (4 * 16 * 3 * 3 * 3, 2 * 16 * 3 * 3)
 
 
+@pytest.mark.parametrize("exact", [("c", "r", "d"), ("d",), ("d", "s"), ("d", "s", "y")], ids=" ".join)
+@pytest.mark.parametrize("quantized", [False, True], ids=["bf16 behind", "int8 behind"])
+def test_a_sum_behind_a_convolution_kept_exact_is_built_and_told_where_it_is_exact_too(model, built, exact, quantized: bool) -> None:
+    weights = dict.fromkeys(("v", "w", "u"), (16, 16, 3, 3))
+    conv = "Conv<pads=[1,1,1,1]>"
+    net = model(
+        f"""g (float[1,16,8,8] x) => (float[1,16,8,8] z) <float[16,16,3,3] v, float[16,16,3,3] w, float[16,16,3,3] u> {{
+            a = Relu(x) c = {conv}(a, v) r = Relu(c) d = {conv}(r, w) s = Add(d, a) y = Relu(s) z = {conv}(y, u) }}""",
+        weights,
+    )
+    precisions = dict.fromkeys(exact, "fp32") | ({"z": "int8"} if quantized else {})
+    made = built(net, "bf16", precisions, {"y": (0.0, 4.0)} if quantized else None)
+    assert made.layer("d").realised == "fp32"
+    total = made.layer("s")
+    assert total.realised == "fp32"
+    assert ("it is inside the kernel of d" in total.reason) == ("s" not in exact)
+
+
 @pytest.mark.parametrize(("operator", "gates"), [("LSTM", 4), ("GRU", 3)])
 def test_a_recurrent_layer_in_both_directions_is_one_layer_and_its_mark_is_not_obeyed(model, built, operator: str, gates: int) -> None:
     text = f"""g (float[10,2,16] x) => (float[10,2,2,8] y, float[20,2,8] z) {{
