@@ -23,7 +23,6 @@ from optimizer.errors import OptimizeError
 from optimizer.importers import ImportRequest
 from optimizer.model import Model
 from optimizer.parity.divergence import Form, Running, graph_form
-from optimizer.parity.gate import NoQuestion, Question
 from optimizer.parity.ladder import Climbed, Sizes, climb, start
 from optimizer.parity.metrics import METRICS, Metric, default_metric
 from optimizer.plan import Plan, Shape
@@ -199,10 +198,10 @@ def _showing(problem: Problem, subject: Candidate, file: Path, watch: Sequence[s
         return backend(problem.backend).load(Path(scratch), subject.plan.knobs)
 
 
-def read_as(question: Question | NoQuestion | None, task: str | None, model: Model) -> Metric:
+def read_as(asked: Metric | None, task: str | None, model: Model) -> Metric:
     """The metric by which the ladder reads outputs: the gate's, or what it would be by the model alone."""
-    if isinstance(question, Question):
-        return question.metric
+    if asked is not None:
+        return asked
     guessed, _ = default_metric(task, model.outputs, None)
     return guessed or METRICS["cosine"]
 

@@ -9,13 +9,15 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+from kernels.load import Load
 from kernels.target import Target
 from optimizer.backends import backend, missing, serving
-from optimizer.climbing import climb_to_engine, read_as
+from optimizer.climbing import climb_to_engine
 from optimizer.demands import SHIPPED, after_demands
-from optimizer.engine import Candidate, Parity, Rung
+from optimizer.engine import Arrays, Candidate, Parity, Rung
 from optimizer.errors import UnavailableError
 from optimizer.fusion import fuse
 from optimizer.fusion.rewrites import rewritten
@@ -25,7 +27,6 @@ from optimizer.model import SHAPES, Model
 from optimizer.package.handover import write_handover
 from optimizer.package.passport import Passport, seal
 from optimizer.parity.outputs import Reading
-from optimizer.parity.question import Question
 from optimizer.plan import Capability, Knobs, Plan
 from optimizer.planner.finals import Evidence, gated, timed
 from optimizer.planner.flips import read
@@ -38,7 +39,7 @@ from optimizer.planner.serving import under_load
 from optimizer.planner.state import Clock, State
 from optimizer.precision import typed
 from optimizer.precision.integers import as_qdq
-from optimizer.preparation import PACKAGES, Prepared, table_for
+from optimizer.preparation import PACKAGES, PARENT, Prepared, machine, table_for
 from optimizer.progress import Track
 from optimizer.provenance import sha256_of_file, to_json, versions
 from optimizer.reference import UNSEEN
@@ -59,6 +60,9 @@ BESIDE = (".bin", ".weights", ".so")
 
 TIMINGS = "timings.jsonl"
 """The file of all that was measured."""
+
+_DECIDED = ("verdict", "ladder", "time is up")
+"""Kinds of records that are no measurements of engines."""
 
 _FEW = 5
 """Layers that a note names."""
@@ -91,21 +95,23 @@ def deliver(prepared: Prepared, target: Target, folders: Folders, share: int, tr
     """
     problems, notes = _problems(prepared, target, track)
     feed = typical(prepared.numeric[0], prepared.fused.inputs, prepared.request.shapes)
-    evidence = Evidence(prepared.imported.graph, prepared.numeric, prepared.question, prepared.evaluation)
+    evidence = Evidence(prepared.imported.graph, prepared.numeric, prepared.question, prepared.evaluation, prepared.evidence)
     folder, scratch = folders.whole, folders.scratch
-    journal = Journal(folders.kept / TIMINGS, _journal_key(prepared, problems, target), (folders.last / TIMINGS, folders.kept / TIMINGS))
-    clock = Clock(_search_seconds(prepared, share))
+    journal = Journal(folders.kept / TIMINGS, _journal_key(prepared, target), (folders.last / TIMINGS, folders.kept / TIMINGS))
+    clock = Clock(_search_seconds(prepared, share), budget=prepared.request.time_budget)
     with closing(State(problems, feed, scratch / "engines", journal, clock, prepared.request.objective, track)) as state:
         for _ in search(state):
             pass
         candidates, subject = gated(state, timed(state, track), evidence, track)
         problem = state.owner(subject.plan)
         if problem.capability.runs_here:
-            measured = {one.name: weighed(state.ready(one), feed) for one in (candidates[0], subject)}
+            measured = {one.name: _weighed(state, one, feed) for one in (candidates[0], subject)}
             subject, candidates = measured[subject.name], [measured.get(one.name, one) for one in candidates]
-    ladder = _ladder(prepared, problem, subject, track)
+    ladder = _ladder(prepared, problem, subject, journal, track)
     demand = prepared.request.max_latency
-    load = under_load(problem, subject, feed, demand, track) if demand is not None else None
+    load: Load | None = None
+    if demand is not None:
+        load = journal.once("load", [subject.plan, demand], Load | None, partial(under_load, problem, subject, feed, demand, track))
     subject = replace(subject, loads=(*subject.loads, load)) if load is not None else subject
     assert subject.parity is not None
     parity, code = after_demands(prepared.request, subject, subject.parity, ladder, load, candidates)
@@ -115,7 +121,8 @@ def deliver(prepared: Prepared, target: Target, folders: Folders, share: int, tr
         candidates = [subject if one.name == subject.name else one for one in candidates]
         written = _ship(prepared, problem, subject, folder)
     shutil.copy(folders.kept / TIMINGS, folder / TIMINGS)
-    provenance = _provenance(prepared, candidates)
+    shutil.copy(prepared.journal, folder / PARENT)
+    provenance = _provenance(prepared, candidates, looked=journal.found["verdict"] > 0)
     report = report_from(
         model=problem.model,
         target=target,
@@ -199,12 +206,11 @@ def _problem(prepared: Prepared, target: Target, chosen: str, given: Plan | None
 
 def _screened_by(prepared: Prepared) -> tuple[Reading | None, float | None]:
     """How the search reads decisions from outputs, and what may be lost of them (or in cosine), where the gate's question tells."""
-    question = prepared.question if isinstance(prepared.question, Question) else None
-    metric = read_as(prepared.question, prepared.request.task, prepared.imported)
-    reading = read(metric, prepared.screening, prepared.parent, question.parent.reading if question is not None else None)
-    if question is None or (reading is None and metric.name != "cosine"):
+    asked = prepared.asked
+    reading = read(prepared.metric, prepared.screening, prepared.parent, asked.reading if asked is not None else None)
+    if asked is None or (reading is None and prepared.metric.name != "cosine"):
         return reading, None
-    return reading, abs(question.scores.value - question.threshold)
+    return reading, abs(asked.value - asked.threshold)
 
 
 def _backends(asked: Sequence[str], target: Target) -> tuple[str, ...]:
@@ -270,11 +276,28 @@ def _readable(model: Model, notes: tuple[str, ...]) -> tuple[Model, tuple[str, .
     return model.with_graph(graph), (*notes, f"Written as Q/DQ around float operators, with the same numbers, for this target: {shown}.")
 
 
-def _ladder(prepared: Prepared, problem: Problem, subject: Candidate, track: Track) -> tuple[Rung, ...]:
+def _weighed(state: State, candidate: Candidate, feed: Arrays) -> Candidate:
+    """The candidate with what its engine takes of memory here."""
+    if candidate.built is None:
+        return candidate
+
+    def measure() -> Mapping[str, int]:
+        built = weighed(state.ready(candidate), feed).built
+        return built.memory if built is not None else {}
+
+    memory = state.journal.once("memory", candidate.plan, Mapping[str, int], measure)
+    return replace(candidate, built=replace(candidate.built, memory=memory))
+
+
+def _ladder(prepared: Prepared, problem: Problem, subject: Candidate, journal: Journal, track: Track) -> tuple[Rung, ...]:
     """The whole ladder: from the parent, where its framework is here, to what was built for this target."""
-    sequence = prepared.evaluation or prepared.calibration
-    metric = read_as(prepared.question, prepared.request.task, prepared.imported)
-    return climb_to_engine(prepared.climbed, prepared.imported, problem, subject, prepared.sizes, sequence, metric, track).rungs
+
+    def climbed() -> tuple[Rung, ...]:
+        low, sequence = prepared.climb(), prepared.evaluation or prepared.calibration
+        whole = climb_to_engine(low, prepared.imported, problem, subject, prepared.sizes, sequence, prepared.metric, track)
+        return whole.rungs[len(low.rungs) :]
+
+    return (*prepared.rungs, *journal.once("ladder", [subject.plan, prepared.evidence], tuple[Rung, ...], climbed))
 
 
 def _search_seconds(prepared: Prepared, share: int) -> float:
@@ -288,26 +311,26 @@ def _recalled(state: State) -> tuple[str, ...]:
     """Notes on what was not measured anew, and on what had to be."""
     journal = state.journal
     notes = [f"{file} of an earlier build is not used: {why}." for file, why in journal.unusable.items()]
-    if journal.recalled:
-        notes.append(f"{journal.recalled} measurements are those of an earlier build of the same model on this machine ({TIMINGS}).")
+    if measured := sum(count for kind, count in journal.recalled.items() if kind not in _DECIDED):
+        notes.append(f"{measured} measurements are those of an earlier build of the same model on this machine ({TIMINGS}).")
+    if verdicts := journal.recalled["verdict"]:
+        notes.append(f"{verdicts} of the gate's verdicts are those of an earlier build: same plans, same evaluation data ({TIMINGS}).")
+    if journal.recalled["ladder"]:
+        notes.append(f"The parity ladder of the engine is that of an earlier build: same plan, same data ({TIMINGS}).")
     if state.left_out:
         left = ", ".join(dict.fromkeys(state.left_out))
         notes.append(f"The time was up before all was tried ({left}): a larger --time-budget may find more.")
     return tuple(notes)
 
 
-def _journal_key(prepared: Prepared, problems: Sequence[Problem], target: Target) -> Mapping[str, str]:
+def _journal_key(prepared: Prepared, target: Target) -> Mapping[str, str]:
     """What measurements depend on beside the plan that they are of, in clear."""
     table, data = prepared.table, prepared.calibration or prepared.evaluation
     return {
-        "target": f"{target.name}: {target.device}",
-        "features": " ".join(target.features),
-        "cores": str(target.cores),
+        **machine(target),
         "model": sha256(prepared.fused.graph),
         "data": data.sha256 if data is not None else "",
         "calibration": hashlib.sha256(to_json(table.key)).hexdigest() if table is not None else "",
-        "backends": " ".join(problem.backend for problem in problems),
-        **{f"version of {name}": version for name, version in versions(*PACKAGES).items()},
     }
 
 
@@ -320,9 +343,12 @@ def _tensors(problem: Problem, plan: Plan) -> tuple[TensorReport, ...]:
     return tuple(tensor_report_from(name, writers.get(name, ""), table.statistics[name], chosen) for name, chosen in plan.ranges.items())
 
 
-def _provenance(prepared: Prepared, candidates: Sequence[Candidate]) -> Provenance:
+def _provenance(prepared: Prepared, candidates: Sequence[Candidate], looked: bool) -> Provenance:
+    """`looked` says whether evaluation data was looked at: a verdict that was recalled is no further look."""
     request, evaluation, calibration = prepared.request, prepared.evaluation, prepared.calibration
-    judged = prepared.judged + any(one.parity is not None and one.parity.threshold is not None for one in candidates)
+    judged = prepared.judged
+    if any(one.parity is not None and one.parity.threshold is not None for one in candidates):
+        judged = max(judged + looked, 1)
     return Provenance(
         source=prepared.imported.source,
         versions=versions(*PACKAGES),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence, Set
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.table import Table
-from kernels.target import this_cpu
+from kernels.target import Target, this_cpu
 from optimizer import importers
 from optimizer.calibrate import calibrate, watched
 from optimizer.climbing import climb_to_fused, read_as, sizes_of
 from optimizer.data import Samples, open_samples, random_samples
-from optimizer.engine import Arrays
+from optimizer.engine import Arrays, Rung
 from optimizer.errors import InputError
 from optimizer.fusion import fuse
 from optimizer.graph import sha256
@@ -28,6 +30,10 @@ from optimizer.importers import ImportRequest
 from optimizer.model import Dimension, Model
 from optimizer.parity.gate import NoQuestion, Question, held_out, question_from_words
 from optimizer.parity.ladder import Climbed, Sizes
+from optimizer.parity.metrics import Metric
+from optimizer.parity.outputs import Reading
+from optimizer.parity.question import metric_from_words
+from optimizer.planner.journal import Journal
 from optimizer.progress import Track
 from optimizer.provenance import to_json, versions
 from optimizer.reference import Reference
@@ -59,7 +65,30 @@ FREE_SIZES = (1, 16, 64, 224, 512)
 TABLE = "calibration.json"
 """The file of the calibrated table, in an engine folder."""
 
+PARENT = "parent.jsonl"
+"""The file of what was found of the parent, in an engine folder."""
+
+FRAMEWORKS = ("tensorflow", "keras", "transformers")
+"""Packages that a parent may run in beside those of `PACKAGES`."""
+
 PACKAGES = ("optimize", "numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "openvino", "torch", "tensorrt-rtx")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the gate asks: the parent's own value of the metric, what an engine has to reach, and how outputs are read."""
+
+    value: float
+    threshold: float
+    reading: Reading
+
+
+@dataclass(frozen=True)
+class Low:
+    """The rungs of the ladder below any choice of precision, and what is to be said of them."""
+
+    rungs: tuple[Rung, ...]
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -67,8 +96,11 @@ class Prepared:
     """All that does not depend on the target.
 
     `parent` are the imported model's outputs on the `screening` feeds; `judged` counts the earlier builds into OUT in which these
-    evaluation samples judged this model; `sizes` are the feeds of the ladder, `climbed` is how far it was climbed;
-    `started` is when the build began, on the monotonic clock.
+    evaluation samples judged this model; `metric` is how the ladder reads outputs, `asked` what the gate asks (None where it has
+    nothing to ask); `sizes` are the feeds of the ladder, `rungs` its first ones.  `question` and `climb` give the question with the
+    parent's answers and the ladder as far as it was climbed: found out once, and only where something has to be judged or climbed
+    that no earlier build has.  `evidence` says in clear what that depends on, `journal` is the file of what was found.  `started` is
+    when the build began, on the monotonic clock.
     """
 
     request: Request
@@ -83,9 +115,14 @@ class Prepared:
     feeds: Sequence[Arrays]
     parent: Sequence[Mapping[str, NDArray[Any]]]
     numeric: Sequence[Arrays]
-    question: Question | NoQuestion | None
+    metric: Metric
+    asked: Asked | None
+    question: Callable[[], Question | NoQuestion | None]
     sizes: Sizes
-    climbed: Climbed
+    rungs: tuple[Rung, ...]
+    climb: Callable[[], Climbed]
+    evidence: Mapping[str, str]
+    journal: Path
     notes: tuple[str, ...]
     started: float
 
@@ -115,12 +152,17 @@ def prepare(request: Request, scratch: Path, kept: Path, track: Track) -> Prepar
         notes.append(f"{left_out} evaluation samples are also calibration samples: they were left out of the gate.")
     table, screening, feeds = _calibrated(request, imported, fused, calibration, kept, notes, track)
     parent = _outputs(imported, screening)
-    question: Question | NoQuestion | None = None
-    judged = 0
+    journal = Journal(kept / PARENT, _parent_key(), (*_of_earlier_builds(request, PARENT), kept / PARENT))
+    evidence = _evidence(request, imported, calibration, evaluation)
+    question = cache(partial(_question, request, imported, evaluation, track))
+    metric, asked, judged = None, None, 0
     if evaluation is not None:
-        question = question_from_words(request, imported, evaluation, track)
-        if isinstance(question, Question):
-            track(f"gate: {required(question.metric.name, question.threshold, question.scores.value)}", 0, 0)
+        metric, _ = metric_from_words(request, imported, evaluation)
+        if metric is None:
+            question()  # which refuses what nothing can be measured by
+        else:
+            asked = journal.once("question", evidence, Asked, partial(_asked, question))
+            track(f"gate: {required(metric.name, asked.threshold, asked.value)}", 0, 0)
             judged = judged_before(request.output, imported.source.sha256, evaluation.sha256)
     numeric: Sequence[Arrays] = list(screening[:NUMERIC])
     if not numeric:
@@ -130,8 +172,13 @@ def prepare(request: Request, scratch: Path, kept: Path, track: Track) -> Prepar
         sizes = ", ".join(f"{name} {'x'.join(map(str, array.shape)) or 'scalar'}" for name, array in numeric[0].items())
         notes.append(f"There is no data: engines are timed and compared on random numbers ({sizes}).")
     rising = sizes_of(screening or numeric, imported, request.shapes)
-    climbed, told = climb_to_fused(reading, imported, fused, rising, read_as(question, request.task, imported), track)
-    notes.extend(told)
+    metric = read_as(metric, request.task, imported)
+    climb = cache(partial(climb_to_fused, reading, imported, fused, rising, metric, track))
+    low = journal.once("rungs", evidence, Low, lambda: Low(climb()[0].rungs, climb()[1]))
+    notes.extend(low.notes)
+    if journal.recalled:
+        notes.append(f"What the parent answers is known from an earlier build: same model, data and versions ({PARENT}).")
+    notes.extend(f"{file} of an earlier build is not used: {why}." for file, why in journal.unusable.items())
     return Prepared(
         request=request,
         imported=imported,
@@ -145,12 +192,74 @@ def prepare(request: Request, scratch: Path, kept: Path, track: Track) -> Prepar
         feeds=feeds,
         parent=parent,
         numeric=numeric,
+        metric=metric,
+        asked=asked,
         question=question,
         sizes=rising,
-        climbed=climbed,
+        rungs=low.rungs,
+        climb=lambda: climb()[0],
+        evidence=evidence,
+        journal=kept / PARENT,
         notes=tuple(notes),
         started=started,
     )
+
+
+def _question(request: Request, imported: Model, evaluation: Samples | None, track: Track) -> Question | NoQuestion | None:
+    return question_from_words(request, imported, evaluation, track) if evaluation is not None else None
+
+
+def _asked(question: Callable[[], Question | NoQuestion | None]) -> Asked:
+    found = question()
+    assert isinstance(found, Question)
+    return Asked(found.scores.value, found.threshold, found.parent.reading)
+
+
+def machine(target: Target) -> dict[str, str]:
+    """What measurements on a target depend on beside the model and the data, in clear."""
+    return {
+        "target": f"{target.name}: {target.device}",
+        "features": " ".join(target.features),
+        "cores": str(target.cores),
+        **{f"version of {name}": version for name, version in versions(*PACKAGES).items()},
+    }
+
+
+def _parent_key() -> Mapping[str, str]:
+    return {**machine(this_cpu()), **{f"version of {name}": version for name, version in versions(*FRAMEWORKS).items()}}
+
+
+def _evidence(request: Request, imported: Model, calibration: Samples | None, evaluation: Samples | None) -> Mapping[str, str]:
+    """What the parent's answers, the ladder and the gate's verdicts depend on, in clear.
+
+    Code of the user's can change where no hash shows it: what it has a part in is not recalled.
+    """
+    asked = (
+        request.metric,
+        request.max_drop,
+        request.min_metric,
+        request.task,
+        request.shapes,
+        request.seed,
+        request.random_calibration,
+        request.threads,
+    )
+    return {
+        "source": imported.source.sha256,
+        "model": sha256(imported.graph),
+        "calibration": calibration.sha256 if calibration is not None else "",
+        "evaluation": evaluation.sha256 if evaluation is not None else "",
+        "preprocessing": hashlib.sha256(to_json(request.preprocessing)).hexdigest(),
+        "asked": to_json(asked).decode(),
+        "code": uuid.uuid4().hex if _runs_code(request) else "",
+    }
+
+
+def _runs_code(request: Request) -> bool:
+    """Whether a function, a program or a library of the user's has a part in what the parent answers and how that is read."""
+    functions = (request.preprocessing.tokenizer, *(how.function for how in request.preprocessing.inputs.values()))
+    named = (request.factory, request.source_python, request.custom_ops, ":" in (request.metric or ""), *functions)
+    return any(named)
 
 
 def _reading(request: Request, scratch: Path) -> ImportRequest:
@@ -199,7 +308,7 @@ def _calibrated(
     if calibration is not None:
         key = _key(request, fused, calibration.sha256, len(calibration))
         with _with_states(imported, calibration) as samples:
-            table = _table_from_before(key, (kept / TABLE, *_tables(request)), notes)
+            table = _table_from_before(key, (kept / TABLE, *_of_earlier_builds(request, TABLE)), notes)
             if table is None:
                 table = calibrate(fused, samples, key=key, threads=threads, track=track)
             (kept / TABLE).write_bytes(table.to_json())
@@ -219,9 +328,9 @@ def _spread(samples: int, most: int) -> list[int]:
     return [int(index) for index in np.unique(np.linspace(0, samples - 1, most).round())]
 
 
-def _tables(request: Request) -> tuple[Path, ...]:
-    """The tables that earlier builds into OUT have left, of one target or of each."""
-    return (request.output / TABLE, *(request.output / folder_of(name) / TABLE for name in request.targets))
+def _of_earlier_builds(request: Request, file: str) -> tuple[Path, ...]:
+    """The files of a name that earlier builds into OUT have left, of one target or of each."""
+    return (request.output / file, *(request.output / folder_of(name) / file for name in request.targets))
 
 
 def _table_from_before(key: Mapping[str, str], files: Sequence[Path], notes: list[str]) -> Table | None:

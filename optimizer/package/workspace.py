@@ -34,6 +34,7 @@ OURS = (
     "calibration.json",
     "timings.json",
     "timings.jsonl",
+    "parent.jsonl",
     "report.*",
     "junit.xml",
     "attestations",

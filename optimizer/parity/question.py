@@ -101,17 +101,24 @@ class NoQuestion:
     reason: str
 
 
+def metric_from_words(request: Request, model: Model, samples: Samples) -> tuple[Metric | None, str]:
+    """The metric that a Request asks for, or that fits the model and its labels; None where none does, with a note on it.
+
+    Raises:
+        InputError: as `metric_from_name`.
+    """
+    if request.metric is not None:
+        return metric_from_name(request.metric, request.folder), ""
+    return default_metric(request.task, model.outputs, samples.labels)
+
+
 def question_from_words(request: Request, model: Model, samples: Samples, track: Track = silent) -> Question | NoQuestion:
     """The question that a Request asks, answered by `model` on ONNX Runtime's CPU; a guessed metric is told in its notes.
 
     Raises:
         InputError: as `metric_from_name`, `budget_from_words` and `ask`.
     """
-    if request.metric is not None:
-        metric: Metric | None = metric_from_name(request.metric, request.folder)
-        note = ""
-    else:
-        metric, note = default_metric(request.task, model.outputs, samples.labels)
+    metric, note = metric_from_words(request, model, samples)
     budget = budget_from_words(request.max_drop)
     if metric is None and request.min_metric is not None:
         raise InputError(f"--min-metric has nothing to measure: {note}.", "Add labels to the evaluation data, or choose a --metric.")

@@ -53,7 +53,7 @@ def timed(state: State, track: Track = silent) -> list[Candidate]:
     contenders = [one for one in state.candidates if one.name in names]
     state.raced = frozenset(names)
     found = state.journal.once(
-        "race", [state.objective, *(one.plan for one in contenders)], _Race, partial(_race, state, contenders, track)
+        "race", [state.objective, *([one.name, one.plan] for one in contenders)], _Race, partial(_race, state, contenders, track)
     )
     rebased = [_rebased(one, state.candidates, found.baseline) for one in state.candidates]
     told = [_with(one, found) for one in rebased]
@@ -188,15 +188,22 @@ class _Garage:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the gate judges by: held-out samples and the question that the parent has answered on them (None without any).
+    """What the gate judges by: held-out samples and the question that the parent answers on them (None without any).
 
-    `feeds` are a few samples, of any origin, for engines with no lossy step, which are judged numerically.
+    It is asked once, and only where there is something to judge: `ask` has to remember what it gave.
+    `feeds` are a few samples, of any origin, for engines with no lossy step, which are judged numerically.  `key` says in clear what a
+    verdict depends on beside the plan that it is of, and what the journal's own key says.
     """
 
     parent: ir.Model
     feeds: Sequence[Arrays]
-    question: Question | NoQuestion | None
+    ask: Callable[[], Question | NoQuestion | None]
     samples: Samples | None
+    key: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def question(self) -> Question | NoQuestion | None:
+        return self.ask()
 
 
 def gated(state: State, candidates: Sequence[Candidate], evidence: Evidence, track: Track = silent) -> tuple[list[Candidate], Candidate]:
@@ -222,16 +229,16 @@ def gated(state: State, candidates: Sequence[Candidate], evidence: Evidence, tra
         )
     else:
         order = leaner(wanted, baseline, problem.allowed)
-    judged = gate([(one.name, partial(_judged, state, one, evidence, track)) for one in order])
+    judged = gate([(one.name, partial(_verdict, _judged, state, one, evidence, track)) for one in order])
     if judged.shipped is None and order[0].plan.lossless:
         # What is judged by rounding alone is no further look at the held-out data.
         others = [one for one in sorted(_plain(state), key=speed, reverse=True) if one in wanted and one.plan.lossless]
         order = [*order, *(one for one in others if one not in order)]
-        judged = _or_else(judged, [(one.name, partial(_judged_exactly, state, one, evidence, track)) for one in others])
+        judged = _or_else(judged, [(one.name, partial(_verdict, _judged_exactly, state, one, evidence, track)) for one in others])
     parities = {name: parity for name, parity in judged.tries if parity is not None}
     shipped = judged.shipped or next(name for name, parity in reversed(judged.tries) if parity is not None)
     if (tempting := _tempting(candidates, parities, shipped)) is not None:
-        parities[tempting.name] = _judged(state, tempting, evidence, track)
+        parities[tempting.name] = _verdict(_judged, state, tempting, evidence, track)
     asked = {one.name for one in order}
     told = [_told(one, parities.get(one.name), asked, order, baseline) for one in candidates]
     told = [state.ready(one) if one.name == shipped else one for one in told]
@@ -271,6 +278,15 @@ def _or_else(judged: Gated, others: Sequence[tuple[str, Callable[[], Parity]]]) 
         if parity.verdict == "pass":
             return Gated(tuple(tries), name)
     return Gated(tuple(tries), None)
+
+
+Judged = Callable[[State, Candidate, Evidence, Track], Parity]
+
+
+def _verdict(judged: Judged, state: State, candidate: Candidate, evidence: Evidence, track: Track) -> Parity:
+    """The verdict on a candidate, or that of an earlier build on the same plan by the same evidence."""
+    about = [judged.__name__, candidate.plan, evidence.key]
+    return state.journal.once("verdict", about, Parity, partial(judged, state, candidate, evidence, track))
 
 
 def _judged(state: State, candidate: Candidate, evidence: Evidence, track: Track) -> Parity:

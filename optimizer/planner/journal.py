@@ -1,12 +1,14 @@
-"""What a search has measured, kept so that nothing is measured twice: within a build, after a kill, and by the next build.
+"""What a build has found out, kept so that nothing is found out twice: within a build, after a kill, and by the next build.
 
-A record is keyed in clear by what it is about (a plan, a pair of plans); the journal as a whole by target, graph, data and
-versions. It is written as it grows, a line a record, so that a build that was killed leaves all but its last line.
+A record is keyed by what it is about (a plan, a pair of plans, a plan and the evidence it was judged by); the journal as a whole, in
+clear, by target, graph, data and versions. It is written as it grows, a line a record, so that a build that was killed leaves all but
+its last line. A line bears a sum of itself: a verdict that a disk has changed is none.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +19,7 @@ from optimizer.provenance import plain
 
 T = TypeVar("T")
 
-SCHEMA = "optimize.timings/1"
+SCHEMA = "optimize.timings/2"
 
 
 _BROKEN = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -32,13 +34,15 @@ class _Head(msgspec.Struct):
 class _Record(msgspec.Struct):
     kind: str
     about: str
+    sum: str
     value: msgspec.Raw
 
 
 class Journal:
     """Records of one build, on disk in `file` as well; those of earlier ones count where their key is the same.
 
-    `unusable` tells, by file, the fields in which an earlier journal's key differs, or that it can't be read.
+    `unusable` tells, by file, the fields in which an earlier journal's key differs, or that it can't be read.  `recalled` and `found`
+    count by kind what came from records of earlier builds and what was measured by this one.
     """
 
     def __init__(self, file: Path, key: Mapping[str, str], earlier: tuple[Path, ...] = ()) -> None:
@@ -46,7 +50,7 @@ class Journal:
         self._own: set[tuple[str, str]] = set()
         self._file = file
         self.unusable: dict[str, str] = {}
-        self.recalled = 0
+        self.recalled, self.found = Counter[str](), Counter[str]()
         lines = [line for path in earlier if path.exists() for line in self._read(path, key)]
         head = msgspec.json.encode(_Head(SCHEMA, dict(key)))
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -70,6 +74,8 @@ class Journal:
                 record = msgspec.json.decode(line, type=_Record)
             except _BROKEN:
                 break  # where a build was killed while it wrote
+            if record.sum != _sum(record.kind, record.about, bytes(record.value)):
+                continue
             self._records[record.kind, record.about] = bytes(record.value)
             kept.append(line)
         return kept
@@ -83,14 +89,19 @@ class Journal:
             except _BROKEN:
                 pass  # of another form than this version's: measured anew, and the new record counts
             else:
-                self.recalled += (kind, name) not in self._own
+                self.recalled[kind] += (kind, name) not in self._own
                 return recorded
         value = measure()
         self._own.add((kind, name))
+        self.found[kind] += 1
         self._records[kind, name] = encoded = _encoded(value)
         with self._file.open("ab") as file:
-            file.write(msgspec.json.encode(_Record(kind, name, msgspec.Raw(encoded))) + b"\n")
+            file.write(msgspec.json.encode(_Record(kind, name, _sum(kind, name, encoded), msgspec.Raw(encoded))) + b"\n")
         return value
+
+
+def _sum(kind: str, about: str, value: bytes) -> str:
+    return hashlib.sha256(f"{kind} {about} ".encode() + value).hexdigest()[:16]
 
 
 def _encoded(value: Any) -> bytes:

@@ -94,7 +94,9 @@ def rewritten(state: State) -> Proposals:
         form, best = base, state.plain(base)
         tried = set[tuple[str, str]]()
         until = state.clock.left - REWRITING * state.clock.seconds / len(state.bases)
-        while state.clock.left > until and (chosen := _next_rewrite(form, tried)) is not None:
+        while (chosen := _next_rewrite(form, tried)) is not None and not state.time_is_up(
+            ["exact rewrites", form.plan("fp32", ""), chosen], until
+        ):
             tried.add((chosen.rule, chosen.layer))
             changed = form.rewritten([chosen])
             name, plan = next(unquantized(changed))

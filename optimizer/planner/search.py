@@ -25,7 +25,7 @@ def search(state: State) -> Iterator[Candidate]:
         proposals = move.run(state)
         proposal = next(proposals, None)
         while proposal is not None:
-            if move.optional and state.clock.left <= 0:
+            if move.optional and state.time_is_up([move.name, proposal.plan]):
                 state.left_out.append(move.name)
                 break
             state.track(f"{move.name}: {state.named(proposal.problem, proposal.name)}", len(state.candidates), 0)

@@ -73,10 +73,10 @@ class Mended:
 
 
 class Clock:
-    """Seconds left for the search; `clock` tells the time, from any start."""
+    """Seconds left for the search; `clock` tells the time, from any start, `budget` is what the user gave the whole build."""
 
-    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self.seconds = seconds
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic, budget: float | None = None) -> None:
+        self.seconds, self.budget = seconds, budget
         self._clock, self._end = clock, clock() + seconds
 
     @property
@@ -200,6 +200,15 @@ class State:
         numbered = (f"{name} ({number})" for number in count(2))
         return name if name not in taken else next(each for each in numbered if each not in taken)
 
+    def time_is_up(self, before: object, until: float = 0.0) -> bool:
+        """Whether no more than `until` seconds are left for what comes next, or were when an earlier build that asked the same stood there.
+
+        So that is done with the search where the earlier one was; with a larger budget it goes on.
+        """
+        asked = [[one.backend, one.wanted, one.choices, one.given, one.allowed, one.reading] for one in self.bases]
+        about = [self.clock.budget, self.objective, asked, before]
+        return self.journal.once("time is up", about, bool, lambda: self.clock.left <= until)
+
     @property
     def able(self) -> Sequence[Problem]:
         """Those of `bases` but the backends that could not build the unquantized engine."""
@@ -221,7 +230,11 @@ class State:
         if (same := next((one for one in self.candidates if one.plan == proposal.plan), None)) is not None:
             return same
         folders: list[Path] = []
-        found = self.journal.once("candidate", proposal.plan, Measured, partial(self._measure, proposal, folders))
+        first = self._first
+        about = [proposal.plan, problem.reading, first.plan if first is not None else None]
+        found = self.journal.once("candidate", about, Measured, partial(self._measure, proposal, folders))
+        if found.timing is not None and first is not None:
+            found = replace(found, timing=replace(found.timing, versus=first.name))  # called otherwise among other backends
         candidate = replace(
             candidate,
             folder=folders[0] if folders else None,

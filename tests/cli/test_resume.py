@@ -36,7 +36,7 @@ from optimizer.planner.journal import Journal
 once = Journal.once
 def until(self, kind, *words):
     value = once(self, kind, *words)
-    if len(self._records) == {records}:
+    if self._file.name == "timings.jsonl" and len(self._records) == {records}:
         os.kill(os.getpid(), signal.SIGKILL)
     return value
 Journal.once = until

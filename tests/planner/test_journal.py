@@ -58,7 +58,7 @@ def test_another_build_with_the_same_key_recalls_and_hands_on_what_it_recalled(t
     written(file, 5)
     second = recalled(tmp_path, file)
     assert second.once("time", 0, int, never) == 5
-    assert (second.recalled, second.unusable) == (1, {})
+    assert (second.recalled.total(), second.unusable) == (1, {})
     third = Journal(tmp_path / "third.jsonl", KEY, (tmp_path / "next" / "timings.jsonl",))
     assert third.once("time", 0, int, never) == 5
 
@@ -102,7 +102,7 @@ def test_a_key_that_differs_is_told_by_its_fields_and_all_is_measured_anew(tmp_p
     journal = recalled(tmp_path, file, key)
     assert journal.unusable == {"timings.jsonl": told}
     assert journal.once("time", 0, int, lambda: 6) == 6
-    assert journal.recalled == 0
+    assert journal.recalled.total() == 0
 
 
 def test_what_is_of_no_use_is_not_handed_on(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_what_is_of_no_use_is_not_handed_on(tmp_path: Path) -> None:
 def test_another_schema_is_told_and_not_used(tmp_path: Path) -> None:
     file = tmp_path / "timings.jsonl"
     written(file, 5)
-    file.write_bytes(file.read_bytes().replace(b"optimize.timings/1", b"optimize.timings/0"))
+    file.write_bytes(file.read_bytes().replace(b"optimize.timings/2", b"optimize.timings/0"))
     journal = recalled(tmp_path, file)
     assert journal.unusable == {"timings.jsonl": "it differs in its form"}
     assert journal.once("time", 0, int, lambda: 6) == 6
@@ -173,7 +173,7 @@ DEEP = b"[" * 10**5
 
 
 @pytest.mark.parametrize(
-    "content", [b'{"schema": "\xff"}', b'{"schema": ' + DEEP, b'{"schema": "optimize.timings/1", "key": {}, "x": ' + DEEP]
+    "content", [b'{"schema": "\xff"}', b'{"schema": ' + DEEP, b'{"schema": "optimize.timings/2", "key": {}, "x": ' + DEEP]
 )
 def test_a_head_that_is_no_text_is_told_and_not_used(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "timings.jsonl"
@@ -198,17 +198,39 @@ def test_a_line_that_is_no_text_ends_what_is_recalled(tmp_path: Path, line: byte
     assert Journal(tmp_path / "next.jsonl", KEY, (file,)).once("time", 0, int, lambda: 6) == 5
 
 
-@pytest.mark.parametrize("value", [b'"x"', b"null", b"[1]"])
-def test_a_record_of_another_form_is_measured_anew(tmp_path: Path, value: bytes) -> None:
+@pytest.mark.parametrize("value", ["x", None, [1]])
+def test_a_record_of_another_form_is_measured_anew(tmp_path: Path, value: object) -> None:
     file = tmp_path / "timings.jsonl"
-    Journal(file, KEY).once("time", 0, int, lambda: 5)
-    file.write_bytes(file.read_bytes().replace(b":5}", b":" + value + b"}"))
-    journal = Journal(tmp_path / "next.jsonl", KEY, (file,))
-    assert journal.once("time", 0, int, lambda: 6) == 6
+    written(file, value)
+    assert recalled(tmp_path, file).once("time", 0, int, lambda: 6) == 6
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(b'"fail"', b'"pass"'), (b'"verdict"', b'"verdicts"'), (b'"sum":"', b'"sum":"0'), (b'"sum"', b'"s"')]
+)
+def test_a_line_that_was_changed_is_measured_anew_and_not_handed_on(tmp_path: Path, old: bytes, new: bytes) -> None:
+    file = tmp_path / "timings.jsonl"
+    Journal(file, KEY).once("verdict", 0, str, lambda: "fail")
+    file.write_bytes(file.read_bytes().replace(old, new))
+    journal = recalled(tmp_path, file)
+    assert (tmp_path / "next" / "timings.jsonl").read_bytes().count(b"\n") == 1
+    assert journal.once("verdict", 0, str, lambda: "measured anew") == "measured anew"
 
 
 def test_what_this_build_has_measured_is_not_told_as_recalled_from_an_earlier_one(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "timings.jsonl", KEY)
     for _ in range(2):
         journal.once("time", 0, int, lambda: 5)
-    assert journal.recalled == 0
+    assert journal.recalled.total() == 0
+    assert journal.found == {"time": 1}
+
+
+def test_what_was_recalled_and_what_was_found_are_counted_by_kind(tmp_path: Path) -> None:
+    file = tmp_path / "timings.jsonl"
+    written(file, 5, 6)
+    journal = recalled(tmp_path, file)
+    for number in range(3):
+        journal.once("time", number, int, lambda: 7)
+    journal.once("verdict", 0, str, lambda: "pass")
+    assert (journal.recalled["time"], journal.recalled["verdict"]) == (2, 0)
+    assert journal.found == {"time": 1, "verdict": 1}

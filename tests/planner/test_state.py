@@ -105,7 +105,7 @@ def test_what_was_measured_is_recalled_with_all_that_was_seen_and_without_an_eng
     again = [after.measured(one) for one in (float_(net), int8(net))]
     assert [replace(one, folder=None) for one in seen] == again
     assert (again[1].distance, again[1].flip_rate) == (0.125, flips.rate)
-    assert after.journal.recalled == 2
+    assert after.journal.recalled.total() == 2
 
 
 def test_outputs_that_are_not_finite_are_as_far_after_a_recall(
@@ -323,7 +323,7 @@ def test_what_is_new_beside_recalled_candidates_is_timed_against_the_first_of_th
     searching(net, journal=Journal(file, {}, (file,))).measured(first)
     state = searching(net, journal=Journal(file, {}, (file,)))
     assert state.measured(first).timing is None
-    assert state.journal.recalled == 1
+    assert state.journal.recalled.total() == 1
     new = state.measured(int8(net))
     assert new.timing is not None
     assert new.timing.versus == "fp32"

@@ -51,7 +51,7 @@ def evidence(net: Problem, off: float, asked: bool = True) -> Evidence:
     question: Question | NoQuestion = NoQuestion("there is no evaluation data")
     if asked:
         question = ask(Reference(parent).run, samples, METRICS["agreement"], budget_from_words("1%"))
-    return Evidence(parent, net.screening, question, samples if asked else None)
+    return Evidence(parent, net.screening, lambda: question, samples if asked else None)
 
 
 @pytest.fixture(autouse=True)
