@@ -29,24 +29,8 @@ _EXCHANGED = frozenset(
     | {ir.DataType.UINT8, ir.DataType.UINT16, ir.DataType.UINT32, ir.DataType.UINT64}
 )
 _ELEMENTWISE = frozenset(
-    {
-        "Add",
-        "Sub",
-        "Mul",
-        "Div",
-        "Relu",
-        "LeakyRelu",
-        "PRelu",
-        "Clip",
-        "Sigmoid",
-        "HardSigmoid",
-        "HardSwish",
-        "Swish",
-        "Mish",
-        "Elu",
-        "Tanh",
-    }
-    | {"Gelu", "Abs", "Sqrt", "Softplus", "Erf"}
+    {"Add", "Sub", "Mul", "Div", "Abs", "Sqrt", "Erf", "Relu", "LeakyRelu", "PRelu", "Clip", "Elu", "Gelu"}
+    | {"Sigmoid", "HardSigmoid", "HardSwish", "Swish", "Mish", "Tanh", "Softplus"}
 )
 _ANOTHER = "Choose another backend."
 
