@@ -6,7 +6,9 @@ import json
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import wraps
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from optimizer import delivery, preparation
 from optimizer.planner import finals, state
 from optimizer.planner.moves import MOVES, Move
 from optimizer.planner.state import Proposal, State
@@ -146,6 +149,86 @@ def test_a_build_that_is_repeated_recalls_what_still_holds_and_tells_what_does_n
     assert optimize(*command(drop)).code == 0
     assert "timings.jsonl of an earlier build is not used: it differs in version of onnxruntime." in notes(drop)
     assert RECALLED not in notes(drop)
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often something was judged, climbed, weighed or asked of the parent since it was cleared."""
+    seen = Counter[str]()
+    for module, name in (
+        (finals, "_judged"),
+        (delivery, "climb_to_engine"),
+        (preparation, "climb_to_fused"),
+        (preparation, "question_from_words"),
+        (delivery, "weighed"),
+    ):
+        monkeypatch.setattr(module, name, counting(getattr(module, name), seen))
+    return seen
+
+
+def counting(own: Callable[..., Any], seen: Counter[str]) -> Callable[..., Any]:
+    @wraps(own)
+    def counted(*words: Any) -> Any:
+        seen[own.__name__] += 1
+        return own(*words)
+
+    return counted
+
+
+LOSSY = ("--precision", "int8", "--max-drop", "20%")
+"""What only held-out data can judge, and a budget that it keeps."""
+
+UNTIMED = ("verdict", "headline", "gate", "ladder", "outlook", "front", "exit_code")
+
+
+def test_a_repeated_build_asks_nothing_again_and_tells_the_same(drop: Path, optimize: Run, looks: Counter[str]) -> None:
+    assert optimize(*command(drop), *LOSSY).code == 0
+    first = report(drop)
+    assert set(looks) == {"_judged", "climb_to_engine", "climb_to_fused", "question_from_words", "weighed"}
+    looks.clear()
+    assert optimize(*command(drop), *LOSSY).code == 0
+    second = report(drop)
+    assert not looks
+    assert {name: second[name] for name in UNTIMED} == {name: first[name] for name in UNTIMED}
+    for told in ("name", "outcome", "reason", "latency_ms", "drop"):
+        assert [one.get(told) for one in second["candidates"]] == [one.get(told) for one in first["candidates"]]
+    # A verdict that is recalled is no further look at the data.
+    assert second["provenance"]["evaluation"]["judged"] == first["provenance"]["evaluation"]["judged"] == 1
+    for told in ("of the gate's verdicts are those", "ladder of the engine is that", "What the parent answers is known"):
+        assert told in notes(drop)
+        assert told not in "".join(first["notes"])
+    assert optimize("verify", drop / "out").code == 0
+
+
+def test_other_evidence_another_question_and_a_line_that_was_changed_are_judged_anew(
+    drop: Path, optimize: Run, looks: Counter[str]
+) -> None:
+    def judged(*words: str) -> bool:
+        looks.clear()
+        assert optimize(*command(drop), *LOSSY, *words).code == 0
+        return looks["_judged"] > 0 and looks["climb_to_engine"] > 0
+
+    assert judged()
+    assert judged("--max-drop", "19%")
+    assert judged("--metric", "agreement")
+    assert report(drop)["provenance"]["evaluation"]["judged"] == 3
+    labelled(drop, "evaluation", 310, seed=4)
+    assert judged()
+    timings = drop / "out" / "timings.jsonl"
+    timings.write_bytes(timings.read_bytes().replace(b'"verdict":"pass"', b'"verdict":"fail"'))
+    looks.clear()
+    assert optimize(*command(drop), *LOSSY).code == 0
+    assert looks["_judged"] > 0
+    assert looks["climb_to_engine"] == 0
+
+
+def test_what_the_users_own_code_has_a_part_in_is_judged_anew(drop: Path, optimize: Run, looks: Counter[str]) -> None:
+    (drop / "score.py").write_text("def right(outputs, label):\n    return outputs['y'].argmax(-1) == label\n")
+    for _ in range(2):
+        looks.clear()
+        assert optimize(*command(drop), "--metric", f"{drop / 'score.py'}:right").code in (0, 4)
+        assert looks["_judged"] > 0
+        assert looks["question_from_words"] > 0
 
 
 def test_a_tiny_time_budget_ships_an_honest_engine_and_tells_what_was_left_out(

@@ -179,6 +179,28 @@ def test_a_move_is_stopped_between_two_proposals(problem: Problems, searching: S
     assert state.left_out == ["slow", "more"]
 
 
+def test_a_repeated_search_ends_where_the_first_had_no_time_left_and_a_larger_budget_goes_on(
+    problem: Problems, searching: Searching, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, now, file = problem(), [0.0], tmp_path / "timings.jsonl"
+
+    def slow(_state: State) -> Iterator[Any]:
+        for number in range(5):
+            yield room.Proposal(net, f"fp32 {number}", net.plan("fp32", str(number)))
+            now[0] += taking
+
+    def found(budget: float) -> list[str]:
+        clock = Clock(budget, lambda: now[0], budget=budget)
+        return names(searching(net, journal=Journal(file, {}, (file,)), clock=clock))
+
+    monkeypatch.setattr("optimizer.planner.search.MOVES", (Move("slow", slow),))  # type: ignore[arg-type]
+    taking = 4.0
+    assert found(10.0) == ["fp32 0", "fp32 1", "fp32 2"]
+    taking = 0.001
+    assert found(10.0) == ["fp32 0", "fp32 1", "fp32 2"]
+    assert found(20.0) == [f"fp32 {number}" for number in range(5)]
+
+
 def test_a_search_that_is_repeated_measures_nothing_anew_and_finds_the_same(
     problem: Problems, searching: Searching, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

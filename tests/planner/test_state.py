@@ -329,6 +329,26 @@ def test_what_is_new_beside_recalled_candidates_is_timed_against_the_first_of_th
     assert new.timing.versus == "fp32"
 
 
+def test_what_was_timed_beside_one_backends_engine_is_timed_anew_beside_anothers(
+    problem: Problems, searching: Searching, tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino")
+    net, other, file = problem(), problem("openvino"), tmp_path / "timings.jsonl"
+    plain = [Proposal(one, "fp32", one.plan("fp32", "nothing lowered")) for one in (net, other)]
+    both = searching(net, other, journal=Journal(file, {}, (file,)))
+    for one in (*plain, int8(net)):
+        both.measured(one)
+    alone = searching(net, journal=Journal(file, {}, (file,)))
+    recalled = [alone.measured(one) for one in (plain[0], int8(net))][1]
+    assert alone.journal.found.total() == 0  # ONNX Runtime's engine was the first of both, too
+    assert recalled.timing is not None
+    assert recalled.timing.versus == "fp32"
+    turned = searching(other, net, journal=Journal(file, {}, (file,)))
+    for one in (*reversed(plain), int8(net)):
+        turned.measured(one)
+    assert turned.journal.found["candidate"] == 3
+
+
 def test_a_first_candidate_that_could_not_be_built_is_no_yardstick(
     problem: Problems, searching: Searching, monkeypatch: pytest.MonkeyPatch
 ) -> None:
