@@ -36,9 +36,7 @@ def split(model: Model, plan: Plan) -> tuple[Part, ...]:
             over is none (a sequence) or has no known type and rank.
     """
     places = _places(model.graph.graph, plan.regions)
-    return tuple(
-        _part(model, plan, region, *_ends(model.graph.graph, places, number, region)) for number, region in enumerate(plan.regions)
-    )
+    return tuple(_part(model, plan, region, *_ends(model.graph.graph, places, number)) for number, region in enumerate(plan.regions))
 
 
 def _places(graph: ir.Graph, regions: Sequence[Region]) -> dict[ir.Node, int]:
@@ -82,7 +80,7 @@ def _bodies(attribute: ir.Attr) -> Sequence[ir.Graph]:
     return attribute.as_graphs() if attribute.type == ir.AttributeType.GRAPHS else ()
 
 
-def _ends(graph: ir.Graph, places: Mapping[ir.Node, int], number: int, region: Region) -> tuple[list[ir.Value], list[ir.Value]]:
+def _ends(graph: ir.Graph, places: Mapping[ir.Node, int], number: int) -> tuple[list[ir.Value], list[ir.Value]]:
     """What one region takes and what it gives: to later regions, and to the caller."""
     taken, given = dict[ir.Value, None](), dict[ir.Value, None]()
     for node, place in places.items():
@@ -98,7 +96,7 @@ def _ends(graph: ir.Graph, places: Mapping[ir.Node, int], number: int, region: R
         if (places.get(maker, 0) if maker is not None else 0) == number and not value.is_graph_input():
             given[value] = None
     if not given:
-        raise InputError(f"Nothing reads what the region of {region.layers[:1]} makes.", _CUT_ELSEWHERE)
+        raise InputError(f"Region {number + 1} of the plan makes nothing that is read.", _CUT_ELSEWHERE)
     for value in (*taken, *given):
         if not isinstance(value.type, ir.TensorType) or value.shape is None:
             raise InputError(f"{value.name!r} can't be handed over: its type and rank are not known.", _CUT_ELSEWHERE)

@@ -21,6 +21,7 @@ from optimizer.planner.plans import everywhere, half, mixed, on_half, ranged, un
 from optimizer.planner.problem import Problem
 from optimizer.planner.repairs import REPAIRS
 from optimizer.planner.state import GIVEN, Proposal, State, speed
+from optimizer.planner.stretches import by_engine
 from optimizer.planner.tuning import tuned
 from optimizer.precision import eligible
 
@@ -248,6 +249,7 @@ def _worth_mending(state: State, done: set[str]) -> Candidate | None:
     able = [one for one in state.candidates if one.outcome != "not built" and state.may_ship(one)]
     best = max((speed(one) for one in able if state.honest(one)), default=0.0)
     broken = [one for one in able if one.name not in done and not one.plan.lossless and not state.honest(one)]
+    broken = [one for one in broken if not one.plan.regions]  # repairs go by what one backend can do
     faster = [one for one in broken if not state.timeable or speed(one) > 1.02 * best]
     return max(faster, key=speed, default=None)
 
@@ -258,5 +260,6 @@ MOVES: tuple[Move, ...] = (
     Move("half precision", halves),
     Move("exact rewrites", rewritten),
     Move("INT8", integers, optional=False),
+    Move("engine by layer", by_engine),
     Move("mending", repaired),
 )
