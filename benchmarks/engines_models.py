@@ -159,7 +159,7 @@ STRINGS = Measure("strings read", kept.classes, kept.same_text, "engines_kept.py
 BOXES = Measure(f"boxes at IoU {kept.OVERLAP:g}", kept.ink, kept.same_boxes, "engines_kept.py:boxes", True, {"pixels": kept.same_positions})
 SPEECH = Measure("windows above 0.5", kept.sounding, kept.same, "agreement")
 
-CIFAR, RANDOM = _parts(300, 4000, 4000), _parts(200, 300, 50)
+CIFAR, RANDOM = _parts(300, 4000, 4000), _parts(200, 400, 50)
 
 SUBJECTS: Mapping[str, Subject] = {
     "resnet20": _network("resnet20", "ResNet-20, CIFAR-10", _normalized, CLASSES, CIFAR, labels=_of_classes),
@@ -202,7 +202,7 @@ SUBJECTS: Mapping[str, Subject] = {
         partial(_from_package, "ch_PP-OCRv4_rec_infer.onnx"),
         partial(_pictures, "lines"),
         STRINGS,
-        _parts(300, 400, 1000),
+        _parts(300, 1000, 1000),
         shapes={"x": (1, 3, 48, 320)},
     ),
     "detector": Subject(
@@ -210,7 +210,7 @@ SUBJECTS: Mapping[str, Subject] = {
         partial(_from_package, "ch_PP-OCRv4_det_infer.onnx"),
         partial(_pictures, "pages"),
         BOXES,
-        _parts(100, 320, 200),
+        _parts(100, 600, 200),
         shapes={"x": (1, 3, 480, 640)},
     ),
     "minilm": _network("minilm", "MiniLM, 128 tokens", data.tokens, SENTENCES, _parts(300, 1000, 1000), transformer=True),
@@ -218,6 +218,6 @@ SUBJECTS: Mapping[str, Subject] = {
     "mobilenetv2": _network("mobilenetv2", "MobileNetV2", partial(_noise_images, 224), COSINE, RANDOM, trained=False),
     "bert": _network("bert", "BERT-base, 128 tokens", _noise_tokens, COSINE, RANDOM, trained=False, transformer=True),
     "lstm": _network("lstm", "LSTM 2x256, 64 steps", data.noise_frames, COSINE, RANDOM, trained=False),
-    "dlrm": _network("dlrm", "DLRM-like, batch 128", data.clicks, COSINE, _parts(100, 300, 50), trained=False),
+    "dlrm": _network("dlrm", "DLRM-like, batch 128", data.clicks, COSINE, _parts(100, 400, 50), trained=False),
     "unet": _network("unet", "U-Net, 128x128", partial(_noise_images, 128), COSINE, RANDOM, trained=False),
 }

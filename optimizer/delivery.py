@@ -330,6 +330,7 @@ def _journal_key(prepared: Prepared, target: Target) -> Mapping[str, str]:
         **machine(target),
         "model": sha256(prepared.fused.graph),
         "data": data.sha256 if data is not None else "",
+        "screened on": f"{len(prepared.screening)} samples",
         "calibration": hashlib.sha256(to_json(table.key)).hexdigest() if table is not None else "",
     }
 

@@ -43,9 +43,13 @@ from optimizer.report.report import portable
 from optimizer.request import Request, folder_of
 from optimizer.sequence import Recorded, refuse_wrong_states, states_of
 from optimizer.suspicion import suspected
+from optimizer.work import multiplications
 
-SCREENING = 32
-"""Calibration samples that candidates are screened on, spread evenly over the data."""
+SCREENING = (32, 256)
+"""Calibration samples that candidates are screened on, spread evenly over the data: at least, and of a small model at most."""
+
+SCREENING_WORK = 1 << 32
+"""Multiplications by weights for which one candidate may be screened on more than the least: some tenths of a second."""
 
 RECOVERY = 96
 """Calibration samples that recovery looks at: more than candidates are screened on, or it would fit those."""
@@ -312,7 +316,7 @@ def _calibrated(
             if table is None:
                 table = calibrate(fused, samples, key=key, threads=threads, track=track)
             (kept / TABLE).write_bytes(table.to_json())
-            screening = _chosen(samples, _spread(len(calibration), SCREENING))
+            screening = _chosen(samples, _spread(len(calibration), _screened(fused)))
             size = max(sum(array.nbytes for array in feed.values()) for feed in screening)
             more = min(RECOVERY, RECOVERY_BYTES // max(size, 1))
             return table, screening, _chosen(samples, _spread(len(calibration), more)) if more > len(screening) else screening
@@ -321,6 +325,12 @@ def _calibrated(
         notes.append("Calibrated on random numbers, as asked with --random-calibration: its ranges are those of no real data.")
         return calibrate(fused, feeds, key=_key(request, fused, "random", RANDOM), threads=threads, track=track), feeds, feeds
     return None, (), ()
+
+
+def _screened(model: Model) -> int:
+    """How many samples a candidate of this model is screened on."""
+    least, most = SCREENING
+    return min(max(SCREENING_WORK // max(sum(multiplications(model.graph).values()), 1), least), most)
 
 
 def _spread(samples: int, most: int) -> list[int]:

@@ -29,12 +29,16 @@ BROKEN = -1
 @dataclass(frozen=True)
 class Reading:
     """How the answer is read from the outputs: which output (None: all), along which axis the classes lie (None: the output is
-    one score a position, or a decision itself), and at which score a binary answer turns positive (None: no binary answer)."""
+    one score a position, or a decision itself), and at which score a binary answer turns positive (None: no binary answer).
+
+    `whole` answers are those of all positions together (a text, of its letters): where one position changes, the answer does.
+    """
 
     output: str | None
     axis: int | None = None
     threshold: float | None = None
     note: str = ""
+    whole: bool = False
 
 
 class Rows:

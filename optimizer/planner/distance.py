@@ -52,7 +52,7 @@ def distance(parent: Sequence[Mapping[str, NDArray[Any]]], run: Run, feeds: Sequ
             rows = zip(samples_of(feed, wanted), samples_of(feed, got), strict=True)
             changes += [change(want[decides], other[decides], reading) for want, other in rows if want[decides].size]
     errors = [math.sqrt(off[name] / size[name]) if size[name] > 0 else (math.inf if off[name] > 0 else 0.0) for name in off]
-    return Distance(max(errors, default=0.0), flips(changes) if changes else None)
+    return Distance(max(errors, default=0.0), flips(changes, reading is not None and reading.whole) if changes else None)
 
 
 def screened(candidate: Candidate, found: Distance) -> Candidate:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from optimizer.engine import Arrays
 from optimizer.errors import InputError
-from optimizer.parity.metrics import Metric
+from optimizer.parity.metrics import METRICS, Metric
 from optimizer.parity.outputs import Reading, collect
 from optimizer.parity.statistics import LEVEL, clopper_pearson
 
@@ -86,8 +86,11 @@ def read(metric: Metric, feeds: Sequence[Arrays], parent: Sequence[Arrays], like
 
     As the gate does (`like`, where it has a reading of its own): classes along the last axis, or the first of a map; an output
     of one score a position turns positive at 0.5 or 0; whole numbers are decisions themselves; of the five likeliest classes the first
-    is looked at.  Boxes, embeddings and regressions are no decisions: they are screened by their distance.
+    is looked at.  Boxes, embeddings and regressions are no decisions: they are screened by their distance.  What a user's own metric
+    makes of probabilities is not known: they are read as decisions, and of several classes all positions as one answer.
     """
+    if metric.user is not None and parent:
+        return _of_probabilities(feeds, parent)
     if metric.keeps not in ("decision", "best five") or not parent:
         return None
     if like is not None:
@@ -97,6 +100,16 @@ def read(metric: Metric, feeds: Sequence[Arrays], parent: Sequence[Arrays], like
         return collect(lambda _: next(answers), feeds, metric).reading
     except InputError:
         return None
+
+
+def _of_probabilities(feeds: Sequence[Arrays], parent: Sequence[Arrays]) -> Reading | None:
+    reading = read(METRICS["agreement"], feeds, parent)
+    if reading is None or reading.output is None:
+        return None
+    if reading.axis is None:
+        return reading if reading.threshold else None
+    rows = _positions(parent[0][reading.output][0], reading)
+    return replace(reading, whole=True) if rows.dtype.kind == "f" and _sums_to_one(rows) else None
 
 
 def change(wanted: Array, got: Array, reading: Reading) -> Change:
@@ -119,21 +132,22 @@ def change(wanted: Array, got: Array, reading: Reading) -> Change:
     return Change(margins, moved, flipped)
 
 
-def flips(changes: Sequence[Change]) -> Flips:
-    """The predicted rate over at least one sample, with at least one decision in each.
+def flips(changes: Sequence[Change], whole: bool = False) -> Flips:
+    """The predicted rate over at least one sample, with at least one decision in each: of positions, or of `whole` samples.
 
     It is held within what the observed share allows (Clopper and Pearson, 1934).
     The bounds are wide where samples are few, as if one more had been as uncertain as can be, and never narrower than the
     normal error is wrong.  Decisions without scores are counted alone, as if half a flip more had been seen.
     """
     count = len(changes)
-    observed = float(np.mean([one.flipped.mean() for one in changes]))
+    observed = float(np.mean([one.flipped.any() if whole else one.flipped.mean() for one in changes]))
     seen = clopper_pearson(round(observed * count, 6), count)
     if not changes[0].margins.shape[1]:
-        whole = float(np.mean([one.flipped.any() for one in changes]))
-        return Flips((observed * count + 0.5) / (count + 1), seen.low, seen.high, observed, count, whole)
+        any_of_it = float(np.mean([one.flipped.any() for one in changes]))
+        return Flips((observed * count + 0.5) / (count + 1), seen.low, seen.high, observed, count, any_of_it)
     chances, scale = _chances(changes)
-    shares = np.array([chance.mean() for chance in chances])
+    of_whole = np.array([1.0 - np.prod(1.0 - chance) for chance in chances])
+    shares = of_whole if whole else np.array([chance.mean() for chance in chances])
     rate, likely = float(shares.mean()), float(min(scale * shares.mean(), 1.0))
     variance = (float(np.square(shares - rate).sum()) + likely * (1.0 - likely) / scale**2) / count
     reach = NormalDist().inv_cdf(1.0 - LEVEL) * math.sqrt(variance / count)
@@ -144,7 +158,7 @@ def flips(changes: Sequence[Change]) -> Flips:
         high=max(min((rate + reach) * _MODEL, seen.high), held),
         observed=observed,
         samples=count,
-        whole=float(np.mean([1.0 - np.prod(1.0 - chance) for chance in chances])),
+        whole=float(of_whole.mean()),
     )
 
 
@@ -196,11 +210,16 @@ def _scores(exact: Array, other: Array, reading: Reading) -> tuple[Floats, Float
         if reading.threshold:  # what turns at 0.5 is a probability
             exact, other = (_logarithm(rows) - _logarithm(1.0 - rows) for rows in (exact, other))
         exact, other = (np.hstack([np.zeros_like(rows), rows]) for rows in (exact, other))
-    elif exact.min(initial=0.0) >= 0.0 and np.allclose(exact.sum(-1), 1.0, atol=1e-2):
+    elif _sums_to_one(exact):
         exact, other = _logarithm(exact), _logarithm(other)
     # A class that is masked with minus infinity is at no distance that could change.
     lowest = float(np.finfo(np.float32).min)
     return np.maximum(exact, lowest), np.maximum(other, lowest)
+
+
+def _sums_to_one(rows: Array) -> bool:
+    """Whether rows are probabilities of classes."""
+    return bool(rows.min(initial=0.0) >= 0.0 and np.allclose(rows.sum(-1), 1.0, atol=1e-2))
 
 
 def _logarithm(probabilities: Floats) -> Floats:

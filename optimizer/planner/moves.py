@@ -19,11 +19,11 @@ from optimizer.graph import quantized
 from optimizer.plan import Plan, Precision, Rewrite
 from optimizer.planner.plans import everywhere, half, mixed, on_half, ranged, unquantized
 from optimizer.planner.problem import Problem
-from optimizer.planner.repairs import REPAIRS
+from optimizer.planner.repairs import REPAIRS, Broken, floor, given_back, in_int8, own_name, recovery
 from optimizer.planner.state import GIVEN, Proposal, State, speed
 from optimizer.planner.stretches import by_engine
 from optimizer.planner.tuning import tuned
-from optimizer.precision import eligible
+from optimizer.precision import eligible, quantized_tensors
 
 Proposals = Generator[Proposal, Candidate, None]
 
@@ -33,7 +33,7 @@ ALONE = 3
 REPAIRED = 3
 """Plans that are mended, the fastest first."""
 
-REWRITING = 0.3
+REWRITING = 0.15
 """The part of the time for the search that exact rewrites may take."""
 
 NEARLY = 0.98
@@ -169,13 +169,17 @@ def integers(state: State) -> Proposals:
             continue
         if why := _without_static(problem):
             state.not_built(problem, "int8", why)
+        method: Method | None = None
         for form in state.preferred(problem):
             plans = _int8(form)
             if not plans:
                 refused = refused or no_int8(form)
             for name, plan in plans.items():
-                some = True
-                whole = _with_best_ranges(state, form, plan)
+                some, whole = True, plan
+                if quantized_tensors(form.model, plan, form.capability):
+                    # Asked once a backend: it takes sessions, and is hardly ever another for another form of the same model.
+                    method = method or state.journal.once("range method", plan, Method, partial(_best_method, state, form, plan))
+                    whole = replace(ranged(form, plan, method.name), reason=f"{plan.reason}; {method.why}")
                 yield Proposal(form, _called(form, name), whole)
                 for precision in sorted(_halves(form) - {whole.base, "fp32"}):
                     yield Proposal(form, _called(form, f"{name} on {precision}"), on_half(form, whole, precision))
@@ -215,43 +219,68 @@ def no_int8(problem: Problem) -> UnavailableError:
     return UnavailableError(f"No layer of this model can run in INT8 on {device} ({told}).", "Choose another precision, or auto.")
 
 
-def _with_best_ranges(state: State, problem: Problem, plan: Plan) -> Plan:
-    """The plan with the ranges of the one method that keeps the outputs nearest on a few screening samples."""
+@dataclass(frozen=True)
+class Method:
+    """A range method for all tensors of a plan, and why it."""
+
+    name: str
+    why: str
+
+
+def _best_method(state: State, problem: Problem, plan: Plan) -> Method:
+    """The one method whose ranges keep the outputs nearest on a few screening samples."""
     by_method = {method: ranged(problem, plan, method) for method in METHODS}
-    if not by_method["minmax"].ranges:
-        return plan
     errors = {method: state.error(problem, one, _RANGED_ON) for method, one in by_method.items()}
     best = min(errors, key=lambda method: errors[method])
     others = ", ".join(f"{method} {error:.3g}" for method, error in errors.items() if method != best)
-    why = f"{plan.reason}; ranges by {best}: output error {errors[best]:.3g} on calibration samples ({others})"
-    return replace(by_method[best], reason=why)
+    return Method(best, f"ranges by {best}: output error {errors[best]:.3g} on calibration samples ({others})")
 
 
 def repaired(state: State) -> Proposals:
-    """What is fast and loses too much, mended: the fastest first, as long as it is faster than the best that loses little."""
+    """What is fast and loses too much, mended: half precision first, which INT8 stands on, then the fastest."""
     done: set[str] = set()
     for _ in range(REPAIRED):
-        if (broken := _worth_mending(state, done)) is None:
+        if (found := _worth_mending(state, done)) is None:
             return
-        done.add(broken.name)
-        problem = state.owner(replace(broken.plan, recovery=()))
-        for repair in REPAIRS:
-            before = len(state.candidates)
-            yield from repair(state, problem, broken)
-            tried = state.candidates[before:]
-            done.update(one.name for one in tried)
-            if any(state.honest(one) and speed(one) > ALMOST * speed(broken) for one in tried):
-                break
+        before = len(state.candidates)
+        done.add(found.name)
+        yield from _mended(state, found)
+        done.update(one.name for one in state.candidates[before:])
+
+
+def _mended(state: State, found: Candidate) -> Proposals:
+    problem = state.owner(replace(found.plan, recovery=()))
+    below = floor(state, problem, found.plan)
+    if below is None:
+        return
+    broken = Broken(problem, found, found, below)
+    on_floor = given_back(broken, (), f"{found.plan.reason}, as mended")
+    if in_int8(found.plan) and on_floor is not None and _differ(problem, on_floor, found.plan):
+        found = yield Proposal(problem, f"{own_name(problem, found)} mended", on_floor)
+        if found.outcome == "not built":
+            return
+        broken = replace(broken, found=found)
+    best = yield from recovery(state, problem, broken.found)
+    broken = replace(broken, best=best)
+    fast = ALMOST * speed(found)
+    for repair in REPAIRS:
+        if any(state.honest(one) and speed(one) > fast and not one.plan.lossless for one in state.candidates):
+            return
+        yield from repair(state, broken)
+
+
+def _differ(problem: Problem, plan: Plan, other: Plan) -> bool:
+    return any(plan.precision(layer.name) != other.precision(layer.name) for layer in problem.model.layers)
 
 
 def _worth_mending(state: State, done: set[str]) -> Candidate | None:
-    """The fastest candidate that loses too much and is faster than all that do not, of those that may ship."""
+    """Of the candidates that lose too much, are faster than all that do not and may ship, the one that is to be mended next."""
     able = [one for one in state.candidates if one.outcome != "not built" and state.may_ship(one)]
     best = max((speed(one) for one in able if state.honest(one)), default=0.0)
     broken = [one for one in able if one.name not in done and not one.plan.lossless and not state.honest(one)]
     broken = [one for one in broken if not one.plan.regions]  # repairs go by what one backend can do
     faster = [one for one in broken if not state.timeable or speed(one) > 1.02 * best]
-    return max(faster, key=speed, default=None)
+    return max(faster, key=lambda one: (not in_int8(one.plan), speed(one)), default=None)
 
 
 MOVES: tuple[Move, ...] = (

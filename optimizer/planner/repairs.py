@@ -1,21 +1,26 @@
 """Repairs: a fast plan that loses too much, given back the least precision that makes it honest.
 
-Each is a generator of proposals that is sent back what was measured, from the one that usually costs the least speed on.
+First comes what costs no speed, recovery; then layers are given back, and what is left lowered is recovered anew.  Each is a
+generator of proposals that is sent back what was measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
 
+from calibration.ranges import METHODS
 from optimizer.engine import Candidate
 from optimizer.errors import OptimizeError
-from optimizer.plan import Plan, Precision
-from optimizer.planner.plans import in_integers, ranged, without_the_worst
+from optimizer.plan import Plan
+from optimizer.planner.plans import half, in_integers, ranged
 from optimizer.planner.problem import Problem
 from optimizer.planner.sensitivity import sensitivities
-from optimizer.planner.state import Proposal, State
-from optimizer.recovery import STEPS
+from optimizer.planner.state import Proposal, State, speed
+from optimizer.planner.switches import Switches
+from optimizer.recovery import STEPS, grid_of, noted
 
 Proposals = Generator[Proposal, Candidate, None]
 
@@ -25,95 +30,173 @@ _FEW = 4
 WORTH = 0.97
 """Of the error before, what a step of recovery may leave at most: less of a gain is chance on so few samples."""
 
-_SHARES = (0.9, 0.7, 0.5)
-"""Shares of the time of the layers in question that stay lowered."""
+_FINE = 24
+"""Parts of all layers below which a bisection does not look."""
+
+_RUIN = 1e6
+"""The error of outputs that are no numbers."""
+
+_NOTHING = 0.02
+"""Of a unit's time, the least that its lower precision is taken to save: where it saves nothing it goes back first."""
 
 
-def recovery(state: State, problem: Problem, broken: Candidate) -> Proposals:
-    """The same layers, with what loses less: each step of recovery that brings the outputs nearer is kept."""
-    if not any(how == "int8" for how in broken.plan.precisions.values()) or not problem.screening or problem.table is None:
-        return
+@dataclass(frozen=True)
+class Broken:
+    """A fast plan that loses too much: as it was `found`, with the recovery that is `best` for it, and the float plan below it.
+
+    `problem` is the form of the model before recovery.  A layer that is given back gets the precision that `floor` has for it.
+    """
+
+    problem: Problem
+    found: Candidate
+    best: Candidate
+    floor: Plan
+
+    @property
+    def name(self) -> str:
+        """The best one's name without its backend's, which a proposal gets anew."""
+        return own_name(self.problem, self.best)
+
+    @property
+    def lowered(self) -> list[str]:
+        """The layers that can be given back, in the graph's order: where some are in INT8, those alone."""
+        plan = self.found.plan
+        lower = [layer.name for layer in self.problem.model.layers if plan.precision(layer.name) != self.floor.precision(layer.name)]
+        return [name for name in lower if plan.precision(name).startswith("int8")] if in_int8(plan) else lower
+
+
+def own_name(problem: Problem, candidate: Candidate) -> str:
+    return candidate.name.removeprefix(f"{problem.backend} ")
+
+
+def floor(state: State, problem: Problem, plan: Plan) -> Plan | None:
+    """The float plan below an INT8 plan: all in FP32, or the fastest honest half-precision plan where that is its base.
+
+    None where no half-precision plan is honest, or nothing is below.
+    """
+    full = problem.plan("fp32", "") if "fp32" in problem.capability.precisions else None
+    if plan.base == "fp32" or not in_int8(plan):
+        return full
+    halves = [one for one in state.candidates if one.plan.base == plan.base and not in_int8(one.plan) and problem.solves(one.plan)]
+    honest = [one for one in halves if state.honest(one)]
+    if honest:
+        return max(honest, key=speed).plan
+    return half(problem, plan.base) if full is None else None
+
+
+def recovery(state: State, problem: Problem, broken: Candidate) -> Generator[Proposal, Candidate, Candidate]:
+    """The same layers, with what loses less: each step of recovery that brings the outputs nearer is kept; gives the best."""
     best = broken
+    if "int8" not in broken.plan.precisions.values() or not problem.screening or problem.table is None:
+        return best
     for step in STEPS:
         try:
             found = state.recovering(best.plan, step)
         except OptimizeError as error:
-            state.not_built(problem, f"{_own(problem, best)} with {step.__name__}", f"{error.reason} {error.remedy}")
+            state.not_built(problem, f"{own_name(problem, best)} with {step.__name__}", f"{error.reason} {error.remedy}")
             continue
         if found is None:
             continue
         plan = replace(found.plan, reason=f"{best.plan.reason}; {found.note}")
-        tried = yield Proposal(problem, f"{_own(problem, broken)} with {' and '.join(plan.recovery)}", plan)
+        tried = yield Proposal(problem, f"{own_name(problem, broken)} with {_listed(plan.recovery)}", plan)
         if tried.outcome != "not built" and (tried.distance or 0.0) < WORTH * (best.distance or 0.0):
             best = tried
+    return best
 
 
-def behind(state: State, problem: Problem, broken: Candidate) -> Proposals:
-    """The first layers in FP32, as few as it takes, found by bisection: what reads raw inputs of a huge range stands there."""
-    order = [layer.name for layer in problem.model.layers if broken.plan.precision(layer.name) != "fp32"]
-    if "fp32" not in problem.capability.precisions or len(order) < 2:
+def behind(state: State, broken: Broken) -> Proposals:
+    """The first layers given back, as few as it takes: what reads raw inputs of a huge range stands there."""
+    yield from _fewest(state, broken, [(layer,) for layer in broken.lowered], "behind {} layers", "the first {} of {} lowered layers are")
+
+
+def cheapest(state: State, broken: Broken) -> Proposals:
+    """The layers given back that lose most for the time they save, as few as it takes.
+
+    What each loses is measured alone on a few calibration samples, and squared errors add up; what it saves is the difference of its
+    times in the engine that nothing was lowered in and in this one.  A layer that runs inside another one's kernel goes with it.
+    """
+    problem, plan = broken.problem, broken.found.plan
+    if not problem.screening or not broken.lowered:
         return
-    few, enough = 0, len(order)
-    while enough - few > max(1, len(order) // 24):
+    units = _units(broken)
+    found = state.journal.once("alone", [plan, broken.floor, _FEW], dict[str, float], partial(_losses, state, broken, units))
+    now = _times(broken.found)
+    before = _times(state.plain(problem)) if now else {}
+
+    def loss_for_time(unit: str) -> float:
+        layers = units[unit]
+        without, within = sum(before.get(layer, 0.0) for layer in layers), sum(now.get(layer, 0.0) for layer in layers)
+        return found[unit] ** 2 / max(without - within, _NOTHING * without, 1e-9)
+
+    order = sorted((unit for unit in units if found[unit] > 0.0), key=loss_for_time, reverse=True)
+    why = (
+        "{} of "
+        + f"{len(order)} groups of layers that lose most in {plan.base.upper() if not in_int8(plan) else 'INT8'} for what they save are"
+    )
+    yield from _fewest(state, broken, [units[unit] for unit in order], "without {} layers", why)
+
+
+def _fewest(state: State, broken: Broken, units: Sequence[Sequence[str]], name: str, why: str) -> Proposals:
+    """The first units given back, as few as calibration samples ask for, found by bisection."""
+    if len(units) < 2:
+        return
+    few, enough = 0, len(units)
+    while enough - few > max(1, len(units) // _FINE):
         middle = (few + enough) // 2
-        why = f"the first {middle} of {len(order)} lowered layers are given back, as few as calibration samples ask for"
-        plan = again(problem, broken.plan, order[:middle], why)
+        layers = [layer for unit in units[:middle] for layer in unit]
+        plan = given_back(broken, layers, f"{why.format(middle, len(units))} given back, as few as calibration samples ask for")
         if plan is None:
             enough = middle
             continue
-        found = yield Proposal(problem, f"{_own(problem, broken)} behind {middle} layers", plan)
+        found = yield Proposal(broken.problem, f"{broken.name} {name.format(len(layers))}", recovered_anew(state, broken, plan))
         if state.honest(found):
             enough = middle
         else:
             few = middle
 
 
-def dearest(state: State, problem: Problem, broken: Candidate) -> Proposals:
-    """Only the layers that take most of the unquantized engine's time stay lowered."""
-    times = _times(state.plain(problem))
-    order = sorted((name for name in _lowered(broken.plan, problem) if times.get(name)), key=lambda name: -times[name])
-    total, seen = sum(times[name] for name in order), set[int]()
-    for share in _SHARES:
-        kept, sum_ = 0, 0.0
-        while kept < len(order) and sum_ < share * total:
-            sum_ += times[order[kept]]
-            kept += 1
-        if kept in seen or not 0 < kept < len(order):
+def given_back(broken: Broken, layers: Iterable[str], why: str) -> Plan | None:
+    """The plan without recovery, with `layers` and all that is not in INT8 as the floor has them; None where nothing lowered is left."""
+    plan, base, problem = broken.found.plan, broken.floor, broken.problem
+    back = set(layers)
+    kept = {name: plan.precision(name) for name in broken.lowered if name not in back}
+    if not kept:
+        return None
+    beside = base if in_int8(plan) else plan
+    precisions = {**beside.precisions, **{name: base.precision(name) for name in back}, **kept}
+    left = replace(plan, precisions=precisions, ranges={}, recovery=(), reasons={**plan.reasons, **dict.fromkeys(back, why)}, reason=why)
+    if not in_int8(plan):
+        return left
+    return ranged(problem, left, method_of(plan)) if in_integers(problem, left) else None
+
+
+def recovered_anew(state: State, broken: Broken, plan: Plan) -> Plan:
+    """The plan with the steps of recovery that were best for the whole; one that fails or finds nothing is left out."""
+    whole, steps = broken.best.plan, {step.__name__: step for step in STEPS}
+    for name in whole.recovery:
+        if name == "ranges":
+            plan = _with_methods(state, plan, whole)
             continue
-        seen.add(kept)
-        others = [name for name in _lowered(broken.plan, problem) if name not in order[:kept]]
-        plan = again(problem, broken.plan, others, f"only the {kept} layers that take {share:.0%} of the time are lowered")
-        if plan is not None:
-            yield Proposal(problem, f"{_own(problem, broken)} in {kept} layers", plan)
+        try:
+            found = state.recovering(plan, steps[name])
+        except OptimizeError:
+            continue
+        plan = found.plan if found is not None else plan
+    return plan
 
 
-def without_broken(state: State, problem: Problem, broken: Candidate) -> Proposals:
-    """Without the layers that lose most by themselves, each measured alone on a few calibration samples."""
-    if not problem.screening:
-        return
-    plan = broken.plan
-    lowered = [name for name in _lowered(plan, problem) if plan.precision(name).startswith("int8")]
-    base = replace(plan, precisions={layer: how for layer, how in plan.precisions.items() if not how.startswith("int8")}, ranges={})
-    nothing = state.error(problem, base, _FEW)
-
-    def error(layers: Sequence[str]) -> float:
-        alone = replace(base, precisions={**base.precisions, **{layer: plan.precision(layer) for layer in layers}})
-        return max(state.error(problem, ranged(problem, alone, method_of(plan)), _FEW) - nothing, 0.0)
-
-    for suffix, left in without_the_worst(plan, sensitivities(lowered, error, state.track)):
-        if in_integers(problem, left):
-            yield Proposal(problem, f"{_own(problem, broken)} {suffix}", ranged(problem, left, method_of(plan)))
+def _with_methods(state: State, plan: Plan, whole: Plan) -> Plan:
+    """The plan with the range methods that another one has for the same tensors."""
+    problem = state.owner(plan)
+    assert problem.table is not None
+    statistics, grid = problem.table.statistics, grid_of(problem.capability)
+    methods = {name: whole.ranges[name].method for name in plan.ranges if name in whole.ranges}
+    ranges = {name: METHODS[method](statistics[name], grid) for name, method in methods.items()}
+    return noted(replace(plan, ranges={**plan.ranges, **ranges}), "ranges")
 
 
-def again(problem: Problem, plan: Plan, layers: Sequence[str], why: str) -> Plan | None:
-    """The plan with `layers` back in float; None where nothing lowered would be left."""
-    back: Precision = "fp32" if "fp32" in problem.capability.precisions else plan.base
-    left = replace(plan, ranges={}).with_precision(layers, back, why)
-    if left.lossless:
-        return None
-    if any(how.startswith("int8") for how in plan.precisions.values()) and not in_integers(problem, left):
-        return None
-    return ranged(problem, left, method_of(plan))
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def method_of(plan: Plan) -> str:
@@ -121,8 +204,29 @@ def method_of(plan: Plan) -> str:
     return next((chosen.method for chosen in plan.ranges.values()), "minmax")
 
 
-def _lowered(plan: Plan, problem: Problem) -> list[str]:
-    return [layer.name for layer in problem.model.layers if plan.precision(layer.name) != "fp32"]
+def _units(broken: Broken) -> Mapping[str, tuple[str, ...]]:
+    """The lowered layers by the one in whose kernel they run, in the graph's order; each by itself where no engine tells."""
+    times = _times(broken.found)
+    makers = {output: layer.name for layer in broken.problem.model.layers for output in layer.outputs}
+    heads: dict[str, str] = {}
+    for layer in broken.problem.model.layers:
+        maker = next((makers[name] for name in layer.inputs if name in makers), None)
+        inside = times and not times.get(layer.name) and maker is not None
+        heads[layer.name] = heads.get(maker or "", layer.name) if inside else layer.name
+    units: dict[str, tuple[str, ...]] = {}
+    for name in broken.lowered:
+        units[heads[name]] = (*units.get(heads[name], ()), name)
+    return units
+
+
+def _losses(state: State, broken: Broken, units: Mapping[str, tuple[str, ...]]) -> dict[str, float]:
+    """By unit, how far it alone takes the outputs; numbers that are not finite count as a million."""
+    with closing(Switches(broken.problem, broken.found.plan)) as switches:
+
+        def error(several: Sequence[str]) -> float:
+            return min(switches.error({layer for unit in several for layer in units[unit]}, _FEW), _RUIN)
+
+        return dict(sensitivities(list(units), error, state.track))
 
 
 def _times(candidate: Candidate) -> dict[str, float]:
@@ -130,9 +234,9 @@ def _times(candidate: Candidate) -> dict[str, float]:
     return {one.layer: one.ms for one in realised if one.ms}
 
 
-def _own(problem: Problem, candidate: Candidate) -> str:
-    """The candidate's name without its backend's, which a proposal gets anew."""
-    return candidate.name.removeprefix(f"{problem.backend} ")
+def in_int8(plan: Plan) -> bool:
+    """Whether a plan has a layer in INT8."""
+    return any(how.startswith("int8") for how in plan.precisions.values())
 
 
-REPAIRS: tuple[Callable[[State, Problem, Candidate], Proposals], ...] = (recovery, behind, dearest, without_broken)
+REPAIRS: tuple[Callable[[State, Broken], Proposals], ...] = (cheapest, behind)

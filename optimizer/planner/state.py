@@ -27,13 +27,16 @@ from optimizer.planner.plans import unquantized
 from optimizer.planner.problem import Problem
 from optimizer.process import Workers
 from optimizer.progress import Track, silent
-from optimizer.recovery import Form, Step, recovered
+from optimizer.recovery import Form, Step, few, recovered
 from optimizer.request import Objective
 
 GIVEN = "given plan"
 
 USUAL = 0.01
 """What may be lost where nothing was said of it that can be predicted."""
+
+HOPE = 0.7
+"""The part of what is allowed that may be predicted of a candidate that hopes for the gate, which wants its upper bound below all of it."""
 
 QUICK_SECONDS = 0.6
 """For a first look at a candidate's time, beside the baseline."""
@@ -318,12 +321,12 @@ class State:
         return self.journal.once("pair", [candidate.plan, other.plan], bool, measure)
 
     def error(self, problem: Problem, plan: Plan, samples: int) -> float:
-        """How far a plan takes the outputs on the first few screening samples, by simulation."""
+        """How far a plan takes the outputs on a few screening samples, by simulation."""
 
         def measure() -> Distance:
             engine = simulation(problem, plan, optimized=False)
             try:
-                return distance(problem.parent[:samples], engine.run, problem.screening[:samples])
+                return distance(few(problem.parent, samples), engine.run, few(problem.screening, samples))
             finally:
                 engine.close()
 
@@ -375,7 +378,7 @@ class State:
     def honest(self, candidate: Candidate) -> bool:
         """Whether calibration samples let a candidate hope for the gate."""
         allowed = self.base(candidate.plan).allowed
-        return candidate.outcome != "not built" and predicted(candidate) <= (USUAL if allowed is None else allowed)
+        return candidate.outcome != "not built" and predicted(candidate) <= HOPE * (USUAL if allowed is None else allowed)
 
 
 def speed(candidate: Candidate) -> float:

@@ -14,12 +14,12 @@ from optimizer.plan import Capability, Plan
 from optimizer.precision import quantized_tensors
 from optimizer.recovery.correction import correction
 from optimizer.recovery.equalization import equalization
-from optimizer.recovery.form import Form, Recovered, Step
+from optimizer.recovery.form import Form, Recovered, Step, few, grid_of, noted
 from optimizer.recovery.ranges import ranges
 from optimizer.recovery.rounding import adaround, gptq
 from optimizer.recovery.smoothing import smoothing
 
-__all__ = ["STEPS", "Form", "Recovered", "Step", "recovered"]
+__all__ = ["STEPS", "Form", "Recovered", "Step", "few", "grid_of", "noted", "recovered"]
 
 STEPS: tuple[Step, ...] = (equalization, smoothing, ranges, adaround, gptq, correction)
 """In the order in which they are tried, each called by its own name.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
@@ -16,6 +17,8 @@ from optimizer.engine import Arrays
 from optimizer.errors import InputError
 from optimizer.model import Model
 from optimizer.plan import Capability, Plan
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,11 @@ def seen_anew(form: Form, plan: Plan, capability: Capability, feeds: Sequence[Ar
 def noted(plan: Plan, step: str) -> Plan:
     """The plan with a step's name behind those that it has."""
     return replace(plan, recovery=(*plan.recovery, step))
+
+
+def few(feeds: Sequence[T], most: int) -> Sequence[T]:
+    """At most so many of the feeds, from everywhere among them: what stands together in the data tends to be alike."""
+    return [feeds[place * len(feeds) // most] for place in range(most)] if len(feeds) > most else feeds
 
 
 def listed(names: Iterable[str], most: int = 3) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from optimizer.graph import constant, readers
 from optimizer.model import Model, is_layer
 from optimizer.plan import Capability, Plan
-from optimizer.precision import settled
+from optimizer.precision import settled, weights
 from optimizer.precision.writer import Writer
 
 Floats = NDArray[np.float64]
@@ -54,6 +54,13 @@ def laid_out(node: ir.Node, matrix: Floats) -> NDArray[np.float32]:
     if node.op_type == "Conv":
         return np.ascontiguousarray(matrix.reshape(known(node, 1).shape), np.float32)
     return np.ascontiguousarray(matrix[0] if node.attributes.get_int("transB") else matrix[0].T, np.float32)
+
+
+def to_nearest(node: ir.Node, weight: Floats, limit: int) -> NDArray[np.float32]:
+    """A layer's weight, as `matrix` gives it, as precision rounds it, in the layout of its operator."""
+    by_output = weight.reshape(-1, weight.shape[2])
+    integers, scales = weights.per_channel(by_output.astype(np.float32), 0, "minmax", limit)
+    return laid_out(node, (integers * scales.astype(np.float64)[:, None]).reshape(weight.shape))
 
 
 def known(node: ir.Node, place: int) -> NDArray[Any]:

@@ -22,7 +22,7 @@ from optimizer.plan import Capability, Plan
 from optimizer.precision import settled, typed
 from optimizer.precision.placement import CARRIERS
 from optimizer.precision.spots import common_range, spots
-from optimizer.recovery.form import Form, Recovered, grid_of, noted
+from optimizer.recovery.form import Form, Recovered, few, grid_of, noted
 from optimizer.recovery.twins import Twins
 from optimizer.reference import Reference, simulated
 
@@ -47,7 +47,7 @@ def ranges(form: Form, plan: Plan, capability: Capability, feeds: Sequence[Array
     Tensors of one group, which have one scale, are chosen for together.
     """
     members = _members(form, plan, capability)
-    feeds = feeds[:_SAMPLES]
+    feeds = few(feeds, _SAMPLES)
     if not members or not feeds:
         return None
     best = _best_for_readers(form, plan, capability, members, feeds)

@@ -16,10 +16,9 @@ from calibration.ranges import Range
 from optimizer.engine import Arrays
 from optimizer.graph import clone, readers
 from optimizer.plan import Capability, Plan
-from optimizer.precision import weights
 from optimizer.precision.writer import Writer
-from optimizer.recovery.form import Form, Recovered, grid_of, listed, noted, rewritten, seen_anew
-from optimizer.recovery.layers import Floats, groups, in_int8, known, laid_out, matrix, set_weight
+from optimizer.recovery.form import Form, Recovered, few, grid_of, listed, noted, rewritten, seen_anew
+from optimizer.recovery.layers import Floats, groups, in_int8, known, matrix, set_weight, to_nearest
 from optimizer.recovery.twins import Twins
 
 _SAMPLES = 8
@@ -178,7 +177,7 @@ def _errors(
         twins = Twins(form.model.graph)
         for place in part:
             _add_readers(twins, place, seen[place.tensor], factors[place.tensor], capability)
-        errors = twins.errors(feeds[:_SAMPLES])
+        errors = twins.errors(few(feeds, _SAMPLES))
         found.update({place.tensor: sum(errors[f"{place.tensor} {reader}"] for reader in place.readers) for place in part})
     return found
 
@@ -191,7 +190,7 @@ def _add_readers(twins: Twins, place: Place, channel: Channels, factor: Floats, 
     rounded = twins.quantized(divided, range, grid_of(capability))
     for reader in place.readers:
         node = twins.nodes[reader]
-        weight = twins.constant(_to_nearest(node, scaled(node, factor), capability.weight_limit))
+        weight = twins.constant(to_nearest(node, scaled(node, factor), capability.weight_limit))
         twin = twins.beside(node, {0: rounded, 1: weight})
         twins.compare(f"{place.tensor} {reader}", node.outputs[0], twin.outputs[0])
 
@@ -214,10 +213,3 @@ def along_channels(node: ir.Node, numbers: Floats) -> NDArray[np.float32]:
     """(channels,) as it broadcasts against what the layer reads."""
     spread = (-1, *[1] * (known(node, 1).ndim - 2)) if node.op_type == "Conv" else (-1,)
     return numbers.astype(np.float32).reshape(spread)
-
-
-def _to_nearest(node: ir.Node, weight: Floats, limit: int) -> NDArray[np.float32]:
-    """A layer's weight, as `matrix` gives it, as precision rounds it, in the layout of its operator."""
-    by_output = weight.reshape(-1, weight.shape[2])
-    integers, scales = weights.per_channel(by_output.astype(np.float32), 0, "minmax", limit)
-    return laid_out(node, (integers * scales.astype(np.float64)[:, None]).reshape(weight.shape))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -186,6 +188,24 @@ def benchmark() -> ModuleType:
 
 
 @pytest.mark.slow
+def test_under_a_user_s_metric_a_text_of_probabilities_is_one_answer_and_a_map_of_scores_is_its_pixels() -> None:
+    mine = replace(METRICS["agreement"], name="mine", keeps="outputs", user=nullcontext)
+    texts = softmax(network(8 * 20).reshape(8, 1, 20, 10))
+    found = read(mine, [{}] * 8, [{"y": text} for text in texts])
+    assert found is not None
+    assert (found.output, found.axis, found.whole) == ("y", 1, True)
+    other = softmax(np.log(texts) + 0.3 * np.random.default_rng(3).standard_normal(texts.shape))
+    changes = [change(want[0], have[0], found) for want, have in zip(texts, other, strict=True)]
+    one, each = flips(changes, found.whole), flips(changes)
+    assert one.rate == pytest.approx(one.whole)
+    assert one.rate > 3 * each.rate
+    assert one.observed >= each.observed
+    pixels = read(mine, [{}] * 4, [{"y": softmax(network(1 * 30, classes=2)).reshape(1, 30, 2)[:, :, :1]} for _ in range(4)])
+    assert pixels is not None
+    assert (pixels.axis, pixels.threshold, pixels.whole) == (None, 0.5, False)
+    assert read(mine, [{}] * 4, [{"y": network(1, seed)} for seed in range(4)]) is None  # an embedding, for all that is known
+
+
 def test_on_a_real_model_32_samples_tell_what_hundreds_of_held_out_ones_show(benchmark: ModuleType, assets: Path) -> None:
     model = benchmark.imported(assets, "resnet8_cifar10.h5")
     near, far = benchmark.cifar(assets)

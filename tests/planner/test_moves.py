@@ -15,10 +15,10 @@ from optimizer.engine import Candidate
 from optimizer.errors import UnavailableError
 from optimizer.fusion.rewrites import EVERYWHERE
 from optimizer.plan import Rewrite
-from optimizer.planner import moves, tuning
+from optimizer.planner import moves, repairs, tuning
 from optimizer.planner.journal import Journal
 from optimizer.planner.problem import Problem
-from optimizer.planner.repairs import method_of
+from optimizer.planner.repairs import Broken, method_of
 from optimizer.planner.state import Clock, Proposal, State
 
 Problems = Callable[..., Problem]
@@ -238,21 +238,22 @@ def lossy(state: State, candidate: Measured, *found: tuple[str, float, float]) -
 
 
 def mending(monkeypatch: pytest.MonkeyPatch, *found: tuple[str, float, float]) -> list[tuple[str, str]]:
-    """Two repairs of which the second proposes nothing; what they were asked to mend."""
+    """Two repairs of which the second proposes nothing, and no recovery; what they were asked to mend."""
     asked: list[tuple[str, str]] = []
     left = iter(found)
 
-    def first(_state: State, problem: Problem, broken: Candidate) -> Iterator[Proposal]:
+    def first(_state: State, broken: Broken) -> Iterator[Proposal]:
         asked.append(("first", broken.name))
         for name, _, _ in left:
-            yield Proposal(problem, name, replace(broken.plan, reason=name))
+            yield Proposal(broken.problem, name, replace(broken.found.plan, reason=name))
             return
 
-    def second(_state: State, _problem: Problem, broken: Candidate) -> Iterator[Proposal]:
+    def second(_state: State, broken: Broken) -> Iterator[Proposal]:
         asked.append(("second", broken.name))
         return
         yield
 
+    monkeypatch.setattr(repairs, "STEPS", ())
     monkeypatch.setattr(moves, "REPAIRS", (first, second))
     return asked
 
@@ -309,6 +310,50 @@ def test_what_is_honest_or_no_faster_than_what_is_honest_is_not_mended(
     asked = mending(monkeypatch)
     played(state, moves.repaired(state), mended_as(candidate))
     assert asked == []
+
+
+def in_half(problem: Problem) -> Problem:
+    """As if the backend had BF16."""
+    return replace(problem, capability=replace(problem.capability, precisions=problem.capability.precisions | {"bf16"}, refusals={}))
+
+
+def test_half_precision_is_mended_before_the_faster_plan_that_stands_on_it(
+    problem: Problems, searching: Searching, played: Played, candidate: Measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = in_half(problem())
+    state = begun(searching(net), candidate)
+    half = net.plan("bf16", "")
+    state.candidates.append(candidate("bf16", half, 2.0, distance=0.9))
+    state.candidates.append(candidate("int8 on bf16", half.with_precision(["first"], "int8", ""), 4.0, distance=0.9))
+    exact = half.with_precision(["last"], "fp32", "mended")
+
+    def first(_state: State, broken: Broken) -> Iterator[Proposal]:
+        if not repairs.in_int8(broken.found.plan):
+            yield Proposal(broken.problem, "bf16 mended", exact)
+
+    monkeypatch.setattr(repairs, "STEPS", ())
+    monkeypatch.setattr(moves, "REPAIRS", (first,))
+    known = {"bf16 mended": (1.9, 0.01), "int8 on bf16 mended": (3.8, 0.01)}
+    found = played(state, moves.repaired(state), lambda one: candidate(one.name, one.plan, known[one.name][0], distance=known[one.name][1]))
+    assert [one.name for one in found] == ["bf16 mended", "int8 on bf16 mended"]
+    assert {name: found[1].plan.precision(name) for name in ("first", "second", "last")} == {
+        "first": "int8",
+        "second": "bf16",
+        "last": "fp32",
+    }
+
+
+def test_integers_on_half_precision_that_can_not_be_mended_are_left_alone(
+    problem: Problems, searching: Searching, played: Played, candidate: Measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = in_half(problem())
+    state = begun(searching(net), candidate)
+    half = net.plan("bf16", "")
+    state.candidates.append(candidate("bf16", half, 2.0, distance=0.9))
+    state.candidates.append(candidate("int8 on bf16", half.with_precision(["first"], "int8", ""), 4.0, distance=0.9))
+    asked = mending(monkeypatch)
+    assert played(state, moves.repaired(state), mended_as(candidate)) == []
+    assert {name for _, name in asked} == {"bf16"}
 
 
 @pytest.fixture
