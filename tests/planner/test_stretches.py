@@ -136,6 +136,16 @@ def test_a_plan_takes_each_stretch_as_it_was_fastest_and_says_so(state: State, p
     engine.close()
 
 
+def test_what_promises_most_is_tried_with_fewer_cuts_too(state: State, played: Played, candidate: Measured) -> None:
+    ort, vino = state.bases
+    state.candidates += [
+        candidate("onnxruntime fp32", ort.plan("fp32", ""), distance=0.0, built=seen(ort, first=9.0, second=1.0, last=9.0)),
+        candidate("openvino fp32", vino.plan("fp32", ""), 1.0, distance=0.0, built=seen(vino, first=1.0, second=9.0, last=5.0)),
+    ]
+    proposals = played(state, by_engine(state), lambda one: candidate(one.name, one.plan, 1.5, distance=0.0))
+    assert [len(one.plan.regions) for one in proposals] == [2, 3]
+
+
 def test_static_int8_keeps_its_ranges_and_a_tensor_at_a_cut_gets_one(state: State, played: Played, candidate: Measured) -> None:
     contest(state, candidate)
     ort = state.bases[0]
