@@ -291,4 +291,5 @@ MOVES: tuple[Move, ...] = (
     Move("INT8", integers, optional=False),
     Move("engine by layer", by_engine),
     Move("mending", repaired),
+    Move("engine by layer of what was mended", by_engine),
 )

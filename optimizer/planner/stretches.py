@@ -67,10 +67,12 @@ def by_engine(state: State) -> Generator[Proposal, Candidate, None]:
             continue
         order = carried(next(iter(forms.values())).model)
         # What a cut truly costs is told by a run, so that fewer cuts are tried, too.
-        ways = [cheapest(timed, order, most) for most in range(2, MOST + 1)]
-        for number, (promised, path) in enumerate(ways):
-            if len(path) > 1 and promised < WORTH * best and ways.index((promised, path)) == number:
-                yield _proposal(forms, path, f"{promised:.3g} ms by the times of the layers, {best:.3g} ms in one engine")
+        for most in range(2, MOST + 1):
+            promised, path = cheapest(timed, order, most)
+            if len(path) > 1 and promised < WORTH * best:
+                proposal = _proposal(forms, path, f"{promised:.3g} ms by the times of the layers, {best:.3g} ms in one engine")
+                if not any(replace(one.plan, reason="") == replace(proposal.plan, reason="") for one in state.candidates):
+                    yield proposal
 
 
 def _forms(state: State, rewrites: tuple[Rewrite, ...]) -> dict[str, Problem]:

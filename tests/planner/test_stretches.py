@@ -144,6 +144,7 @@ def test_what_promises_most_is_tried_with_fewer_cuts_too(state: State, played: P
     ]
     proposals = played(state, by_engine(state), lambda one: candidate(one.name, one.plan, 1.5, distance=0.0))
     assert [len(one.plan.regions) for one in proposals] == [2, 3]
+    assert list(by_engine(state)) == []  # nothing is tried twice
 
 
 def test_static_int8_keeps_its_ranges_and_a_tensor_at_a_cut_gets_one(state: State, played: Played, candidate: Measured) -> None:
