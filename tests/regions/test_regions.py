@@ -127,16 +127,14 @@ def test_free_dimensions_stay_free_and_their_sizes_go_along_as_far_as_they_follo
 
 def test_parts_that_were_changed_inside_are_joined_under_names_that_are_free(model: Make, cut: Cut) -> None:
     net = model(SKIPS)
-    parts = [part.model.graph for part in split(net, cut("one two", "three four five six seven eight"))]
-    for part in parts:
-        # As precision does: in either part a helper of the same name, with a tensor and a constant of the same name.
-        value = part.graph.outputs[0]
-        first = next(node for node in part.graph if node.op_type == "MatMul")
-        part.graph.initializers["a" if "a" in part.graph.initializers else "b"].name = "same"
-        first.outputs[0].name = first.outputs[0].name if first.outputs[0] in part.graph.outputs else "same/out"
-        assert value.name
-    given = feeds(net)
-    whole = joined(net.graph, parts)
+    parts = [part.model.graph for part in split(net, cut("one two three four", "five six seven eight"))]
+    for part, layer in zip(parts, ("three", "five"), strict=True):
+        # As precision does: in either part a node, a tensor and a constant of the same names.
+        node = next(node for node in part.graph if node.name == layer)
+        node.name = node.outputs[0].name = "same"
+        part.graph.initializers["a"].name = "constant"
+    given, whole = feeds(net), joined(net.graph, parts)
+    assert len({node.name for node in whole.graph}) == len({value.name for node in whole.graph for value in node.outputs}) == 8
     for name, array in Reference(net.graph).run(given).items():
         np.testing.assert_array_equal(Reference(whole).run(given)[name], array)
 
