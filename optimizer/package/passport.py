@@ -28,10 +28,11 @@ class Passport:
     """What an engine is, for which target, from what, with which verdict.
 
     `backend` is what built it: one, or those of its regions with `+` between.  `engine` is the engine's file (None for a target that
-    gets the handover alone), `timed_on` and `gated_on` name the machine or "simulation", None where it was not done.  `knobs` hold the streams that a loaded engine runs in, the threads of each
-    and, where throughput was asked for, the batch that was best; `loads` are the load tests that the engine was put to.  `plan` is the
-    SHA-256 of plan.json, `calibration` the one of the data, with `random_calibration` where numbers were made up.  `features` are those
-    of the target that decide which kernels run there.  `files` maps each file to its SHA-256.
+    gets the handover alone), `timed_on` and `gated_on` name the machine or "simulation", None where it was not done.  `knobs` hold the
+    streams that a loaded engine runs in, the threads of each and, where throughput was asked for, the batch that was best; `loads` are
+    the load tests that the engine was put to.  `plan` is the SHA-256 of plan.json, `calibration` the one of the data, with
+    `random_calibration` where numbers were made up.  `features` are those of the target that decide which kernels run there.  `files`
+    maps each file to its SHA-256.
     """
 
     name: str
