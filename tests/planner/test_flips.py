@@ -187,7 +187,6 @@ def benchmark() -> ModuleType:
     return module
 
 
-@pytest.mark.slow
 def test_under_a_user_s_metric_a_text_of_probabilities_is_one_answer_and_a_map_of_scores_is_its_pixels() -> None:
     mine = replace(METRICS["agreement"], name="mine", keeps="outputs", user=nullcontext)
     texts = softmax(network(8 * 20).reshape(8, 1, 20, 10))
@@ -206,6 +205,7 @@ def test_under_a_user_s_metric_a_text_of_probabilities_is_one_answer_and_a_map_o
     assert read(mine, [{}] * 4, [{"y": network(1, seed)} for seed in range(4)]) is None  # an embedding, for all that is known
 
 
+@pytest.mark.slow
 def test_on_a_real_model_32_samples_tell_what_hundreds_of_held_out_ones_show(benchmark: ModuleType, assets: Path) -> None:
     model = benchmark.imported(assets, "resnet8_cifar10.h5")
     near, far = benchmark.cifar(assets)
