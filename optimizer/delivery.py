@@ -49,7 +49,7 @@ from optimizer.report.tensors import tensor_report_from
 from optimizer.report.views import html, junit
 from optimizer.sizes import refuse_other_sizes, shapes_of, typical
 
-SEARCH_SECONDS = 60.0
+SEARCH_SECONDS = 90.0
 """For the search, where no --time-budget is given."""
 
 SEARCHING = 0.7

@@ -172,6 +172,27 @@ class ReversedTwice(Rule):
         return x
 
 
+class TimesNothing(Rule):
+    """A product of whole numbers with 0 is 0, whatever the other is; of floats it may be NaN."""
+
+    def __init__(self) -> None:
+        super().__init__("whole number times 0")
+
+    def pattern(self, op: Any, x: Any, zero: Any) -> Any:
+        return op.Mul(x, zero, _outputs=["y"])
+
+    def check(self, _context: Any, x: ir.Value, zero: ir.Value, y: ir.Value) -> MatchResult:
+        array = known(zero)
+        if array is None or array.dtype.kind not in "iu" or array.any():
+            return refused("it is not whole numbers times 0", x, zero)
+        return MatchResult() if static_shape(y) is not None else refused("the shape is not known", y)
+
+    def rewrite(self, op: Any, zero: ir.Value, y: ir.Value, **_: Any) -> Any:
+        array = known(zero)
+        assert array is not None
+        return op.Identity(op.initializer(ir.tensor(np.zeros(static_shape(y) or (), array.dtype)), name=f"{producer(y).name}.zero"))
+
+
 TYPES: tuple[Rule, ...] = (CastLike(), Removed("Cast"))
 
-RULES: tuple[Rule, ...] = (*TYPES, ReversedTwice(), *(Removed(operator) for operator in UNCHANGED if operator != "Cast"))
+RULES: tuple[Rule, ...] = (*TYPES, ReversedTwice(), TimesNothing(), *(Removed(operator) for operator in UNCHANGED if operator != "Cast"))

@@ -24,8 +24,8 @@ from optimizer.recovery import STEPS, grid_of, noted
 
 Proposals = Generator[Proposal, Candidate, None]
 
-_FEW = 4
-"""Samples that sensitivities are measured on: the difference between layers is orders of magnitude."""
+_FEW = 16
+"""Of so many screening samples one measures sensitivities, and two at least: the difference between layers is orders of magnitude."""
 
 WORTH = 0.97
 """Of the error before, what a step of recovery may leave at most: less of a gain is chance on so few samples."""
@@ -119,7 +119,7 @@ def cheapest(state: State, broken: Broken) -> Proposals:
     if not problem.screening or not broken.lowered:
         return
     units = _units(broken)
-    found = state.journal.once("alone", [plan, broken.floor, _FEW], dict[str, float], partial(_losses, state, broken, units))
+    found = state.journal.once("alone", [plan, broken.floor], dict[str, float], partial(_losses, state, broken, units))
     now = _times(broken.found)
     before = _times(state.plain(problem)) if now else {}
 
@@ -221,10 +221,11 @@ def _units(broken: Broken) -> Mapping[str, tuple[str, ...]]:
 
 def _losses(state: State, broken: Broken, units: Mapping[str, tuple[str, ...]]) -> dict[str, float]:
     """By unit, how far it alone takes the outputs; numbers that are not finite count as a million."""
+    samples = max(2, len(broken.problem.screening) // _FEW)
     with closing(Switches(broken.problem, broken.found.plan)) as switches:
 
         def error(several: Sequence[str]) -> float:
-            return min(switches.error({layer for unit in several for layer in units[unit]}, _FEW), _RUIN)
+            return min(switches.error({layer for unit in several for layer in units[unit]}, samples), _RUIN)
 
         return dict(sensitivities(list(units), error, state.track))
 

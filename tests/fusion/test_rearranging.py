@@ -200,3 +200,42 @@ def test_a_chain_that_copies_sizes_of_its_middle_keeps_what_it_can_not_know(buil
 def test_a_free_batch_survives_a_chain_of_reshapes(build: Any, fused: Any, operators: Any) -> None:
     model = build("double[n,6] x", "double z", "y = Reshape(x, c) z = Flatten(y)", c=np.array([-1, 2, 3]))
     assert operators(fused(model)) == ["Reshape"]
+
+
+@pytest.mark.parametrize("keepdims", [0, 1])
+@pytest.mark.parametrize("operator", ["ReduceMean", "ReduceSum", "ReduceProd", "ReduceMax", "ReduceMin"])
+def test_a_reduction_along_size_one_goes_and_any_other_stays(build: Any, fused: Any, operators: Any, operator: str, keepdims: int) -> None:
+    body = f"r = Relu(x) m = {operator}<keepdims={keepdims}>(r, axes) z = Neg(m)"
+    after = operators(fused(build("double[2,1,3,1] x", "double z", body, axes=np.array([1, -1]))))
+    assert after == (["Relu", "Neg"] if keepdims else ["Relu", "Reshape", "Neg"])
+    assert operator in operators(fused(build("double[2,1,3,1] x", "double z", body, axes=np.array([1, 2]))))
+
+
+def test_a_reshape_reads_past_one_that_others_read_too(build: Any, fused: Any, operators: Any) -> None:
+    body = "r = Relu(x) s = Squeeze(r, first) a = Unsqueeze(s, first) b = Unsqueeze(s, last) y = Neg(a) z = Abs(b)"
+    after = fused(build("double[1,1,4] x", "double y, double z", body, first=np.array([0]), last=np.array([-1])))
+    assert sorted(operators(after)) == ["Abs", "Neg", "Relu", "Reshape"]
+
+
+@pytest.mark.parametrize(("index", "axis", "back", "found"), [(0, 0, 0, True), (-1, 1, 1, True), (2, -1, 2, True), (1, 0, 1, False)])
+def test_one_of_an_axis_that_stays_an_axis_is_a_slice(
+    build: Any, fused: Any, operators: Any, index: int, axis: int, back: int, found: bool
+) -> None:
+    body = f"r = Relu(x) g = Gather<axis={axis}>(r, index) u = Unsqueeze(g, back) z = Neg(u)"
+    after = fused(build("double[3,4,5] x", "double z", body, index=np.array(index), back=np.array([back])))
+    assert operators(after) == (["Relu", "Slice", "Neg"] if found else ["Relu", "Gather", "Unsqueeze", "Neg"])
+
+
+def test_several_of_an_axis_are_no_slice(build: Any, fused: Any, operators: Any) -> None:
+    body = "r = Relu(x) g = Gather(r, index) u = Unsqueeze(g, back) z = Neg(u)"
+    after = fused(build("double[3,4] x", "double z", body, index=np.array([0, 2]), back=np.array([0])))
+    assert "Gather" in operators(after)
+
+
+def test_whole_numbers_times_zero_are_zero_and_floats_are_not(build: Any, fused: Any, operators: Any) -> None:
+    body = "n = Mul(rate, nothing) f = Cast<to=11>(n) z = Add(x, f) y = Neg(z)"
+    after = fused(build("double[2,3] x, int64 rate", "double y", body, nothing=np.array(0)))
+    assert operators(after) == ["Neg"]
+    assert [value.name for value in after.graph.graph.inputs] == ["x", "rate"]
+    body = "n = Mul(x, nothing) z = Add(x, n) y = Neg(z)"
+    assert "Mul" in operators(fused(build("double[2,3] x", "double y", body, nothing=0.0)))
