@@ -110,7 +110,8 @@ def _bars(results: Sequence[Row], title: str, trained: bool) -> Iterator[str]:
             times = [float(one[1]["times"][mode]["ms"]) if one else None for one in (mine, other)]
             gain = times[1] / times[0] if times[0] and times[1] else None
             gains += [gain] if gain else []
-            cells = [f"{one:.3g}" if one else "none keeps 99 %" for one in times]
+            without = "none keeps 99 %" if mode in _modes(result) else "not measured yet"
+            cells = [f"{one:.3g}" if one else without for one in times]
             yield f"| {result['title']} | {cells[0]} | {other[0] if other else ''} | {cells[1]} | {f'{gain:.2f}' if gain else ''} |"
         if gains:
             yield from (f"\n{line}" for line in _verdict(results, gains, mode, trained))
@@ -132,6 +133,9 @@ def _verdict(results: Sequence[Row], gains: list[float], mode: str, trained: boo
 
 
 def _tight(results: Sequence[Row]) -> Iterator[str]:
+    if not any(TIGHT in result["rows"] for result in results):
+        yield "A 99.9 % plan for each: not measured yet."
+        return
     rows = {result["title"]: result["rows"].get(TIGHT, {"kept": {}}) for result in results}
     without = [title for title, row in rows.items() if not any(one["share"] >= TIGHT_KEPT for one in row["kept"].values())]
     told = f"; not for {', '.join(without)}" if without else ""
