@@ -52,7 +52,7 @@ SCREENING_WORK = 1 << 32
 """Multiplications by weights for which one candidate may be screened on more than the least: some tenths of a second."""
 
 RECOVERY = 96
-"""Calibration samples that recovery looks at: more than candidates are screened on, or it would fit those."""
+"""Calibration samples that recovery looks at: others than candidates are screened on, since it fits those that it sees."""
 
 RECOVERY_BYTES = 256 << 20
 """What these may hold together; of larger samples there are fewer."""
@@ -307,7 +307,10 @@ def _data(request: Request, model: Model) -> tuple[Samples | None, Samples | Non
 def _calibrated(
     request: Request, imported: Model, fused: Model, calibration: Samples | None, kept: Path, notes: list[str], track: Track
 ) -> tuple[Table | None, Sequence[Arrays], Sequence[Arrays]]:
-    """The table, the feeds that candidates are screened on, and those for recovery; nothing of all without calibration data."""
+    """The table, the feeds that candidates are screened on, and those for recovery; nothing of all without calibration data.
+
+    Recovery would fit weights to random numbers, so that it gets none.
+    """
     threads = request.threads or this_cpu().cores
     if calibration is not None:
         key = _key(request, fused, calibration.sha256, len(calibration))
@@ -316,14 +319,16 @@ def _calibrated(
             if table is None:
                 table = calibrate(fused, samples, key=key, threads=threads, track=track)
             (kept / TABLE).write_bytes(table.to_json())
-            screening = _chosen(samples, _spread(len(calibration), _screened(fused)))
+            judging = _spread(len(calibration), min(_screened(fused), max(len(calibration) // 2, 1)))
+            screening = _chosen(samples, judging)
             size = max(sum(array.nbytes for array in feed.values()) for feed in screening)
             more = min(RECOVERY, RECOVERY_BYTES // max(size, 1))
-            return table, screening, _chosen(samples, _spread(len(calibration), more)) if more > len(screening) else screening
+            others = sorted(set(range(len(calibration))) - set(judging)) or judging
+            return table, screening, _chosen(samples, [others[index] for index in _spread(len(others), max(more, 1))])
     if request.random_calibration:
         feeds = _made_up(request, fused, RANDOM)
         notes.append("Calibrated on random numbers, as asked with --random-calibration: its ranges are those of no real data.")
-        return calibrate(fused, feeds, key=_key(request, fused, "random", RANDOM), threads=threads, track=track), feeds, feeds
+        return calibrate(fused, feeds, key=_key(request, fused, "random", RANDOM), threads=threads, track=track), feeds, ()
     return None, (), ()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
@@ -59,7 +60,7 @@ def by_engine(state: State) -> Generator[Proposal, Candidate, None]:
     if not milliseconds:
         return
     first = median(milliseconds)
-    best = min(first / speed(one) for one in honest if state.may_ship(one))
+    best = min((first / speed(one) for one in honest if state.may_ship(one)), default=math.inf)
     for rewrites in dict.fromkeys(one.plan.rewrites for one in honest):
         forms = _forms(state, rewrites)
         timed = [found for name in forms for found in _fastest(honest, name, rewrites, first)]

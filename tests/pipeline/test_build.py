@@ -113,7 +113,7 @@ def test_a_speed_that_is_not_reached_is_a_fail_with_a_report_and_no_engine(make:
     outcome, report = build(make(), min_speedup=1000.0)
     assert outcome.exit_code == 3
     assert "1000x" in report["gate"]["reason"]
-    assert {file.name for file in outcome.folder.iterdir()} == {"report.json", "report.html", "junit.xml", "timings.jsonl"}
+    assert {file.name for file in outcome.folder.iterdir()} == {"report.json", "report.html", "junit.xml", "timings.jsonl", "parent.jsonl"}
 
 
 def test_what_loses_nothing_still_has_to_reach_the_metric_that_is_asked(make: Make, build: Build) -> None:

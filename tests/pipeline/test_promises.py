@@ -42,7 +42,7 @@ def test_without_calibration_data_others_are_still_held_against_the_unquantized_
 def test_evaluation_data_that_judges_a_model_again_is_counted(make: Make, build: Build) -> None:
     folder = make()
     for count in (1, 2):
-        _, report = build(folder, precision="int8")
+        _, report = build(folder, precision="int8", max_drop=f"{count}pp")
         assert report["provenance"]["evaluation"]["judged"] == count
         assert any("has judged this model in 2 builds" in note for note in report["notes"]) == (count == 2)
 

@@ -266,6 +266,7 @@ def test_what_loses_too_much_is_mended_until_it_does_not(problem: Problems, sear
     monkeypatch.setattr(room, "build", noting)
     monkeypatch.setattr(room, "distance", far_with_the_second_layer)
     monkeypatch.setattr(repairs, "STEPS", ())
+    monkeypatch.setattr(repairs.Switches, "error", lambda _, layers, _samples: 0.5 if "second" in layers else 0.01 if layers else 0.0)
     monkeypatch.setattr(moves, "_int8", lambda form: {"int8": everywhere(form, "int8")})
     state = searching(net)
     found = list(search(state))
