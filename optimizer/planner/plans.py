@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from calibration.grid import INT8, UINT8
@@ -10,7 +10,6 @@ from calibration.ranges import METHODS
 from optimizer.errors import UnavailableError
 from optimizer.plan import Plan, Precision
 from optimizer.planner.problem import Problem
-from optimizer.planner.sensitivity import worst_first
 from optimizer.precision import eligible, hazards, quantized_tensors, settled
 
 Named = tuple[str, Plan]
@@ -121,17 +120,3 @@ def ranged(problem: Problem, plan: Plan, method: str) -> Plan:
     grid = UINT8 if problem.capability.activation == "uint8" else INT8
     ranges = {tensor: METHODS[method](problem.table.statistics[tensor], grid) for tensor in tensors}
     return replace(plan, ranges=ranges)
-
-
-def without_the_worst(plan: Plan, found: Mapping[str, float], kept: Iterable[float] = (0.3, 0.05, 0.005)) -> Iterator[Named]:
-    """The plan with the layers left in float that cause most of its error, each time more of them."""
-    base = "fp32" if plan.base == "fp32" else plan.base
-    seen: set[tuple[str, ...]] = set()
-    for share in kept:
-        worst = worst_first(found, share)
-        if not worst or len(worst) == len(found) or worst in seen:
-            continue
-        seen.add(worst)
-        why = f"left in float: with these in INT8 calibration samples lose most ({', '.join(worst[:3])}{' ...' if len(worst) > 3 else ''})"
-        lowered = replace(plan, ranges={}).with_precision(worst, base, why)
-        yield f"without {len(worst)} layer{'s' if len(worst) > 1 else ''}", lowered

@@ -18,9 +18,9 @@ from optimizer.plan import Plan
 from optimizer.planner.plans import half, in_integers, ranged
 from optimizer.planner.problem import Problem
 from optimizer.planner.sensitivity import sensitivities
-from optimizer.planner.state import Proposal, State, speed
+from optimizer.planner.state import Mended, Proposal, State, speed
 from optimizer.planner.switches import Switches
-from optimizer.recovery import STEPS, grid_of, noted
+from optimizer.recovery import STEPS, Step, grid_of, noted
 
 Proposals = Generator[Proposal, Candidate, None]
 
@@ -90,11 +90,7 @@ def recovery(state: State, problem: Problem, broken: Candidate) -> Generator[Pro
     if "int8" not in broken.plan.precisions.values() or not problem.screening or problem.table is None:
         return best
     for step in STEPS:
-        try:
-            found = state.recovering(best.plan, step)
-        except OptimizeError as error:
-            state.not_built(problem, f"{own_name(problem, best)} with {step.__name__}", f"{error.reason} {error.remedy}")
-            continue
+        found = _recovering(state, problem, own_name(problem, best), best.plan, step)
         if found is None:
             continue
         plan = replace(found.plan, reason=f"{best.plan.reason}; {found.note}")
@@ -102,6 +98,15 @@ def recovery(state: State, problem: Problem, broken: Candidate) -> Generator[Pro
         if tried.outcome != "not built" and (tried.distance or 0.0) < WORTH * (best.distance or 0.0):
             best = tried
     return best
+
+
+def _recovering(state: State, problem: Problem, name: str, plan: Plan, step: Step) -> Mended | None:
+    """What a step makes of the plan that is called `name`; one that fails is told and makes nothing."""
+    try:
+        return state.recovering(plan, step)
+    except OptimizeError as error:
+        state.not_built(problem, f"{name} with {step.__name__}", f"{error.reason} {error.remedy}")
+        return None
 
 
 def behind(state: State, broken: Broken) -> Proposals:
@@ -177,10 +182,7 @@ def recovered_anew(state: State, broken: Broken, plan: Plan) -> Plan:
         if name == "ranges":
             plan = _with_methods(state, plan, whole)
             continue
-        try:
-            found = state.recovering(plan, steps[name])
-        except OptimizeError:
-            continue
+        found = _recovering(state, broken.problem, f"{broken.name} with layers given back", plan, steps[name])
         plan = found.plan if found is not None else plan
     return plan
 

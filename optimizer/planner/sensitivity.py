@@ -37,15 +37,3 @@ def sensitivities(layers: Sequence[str], error: Callable[[Sequence[str]], float]
 def _groups(layers: Sequence[str]) -> list[tuple[str, ...]]:
     size = max(1, -(-len(layers) // _GROUPS))
     return [tuple(layers[start : start + size]) for start in range(0, len(layers), size)]
-
-
-def worst_first(found: Mapping[str, float], keep: float) -> tuple[str, ...]:
-    """The fewest layers, worst first, without which at most the share `keep` of the squared error of all is left."""
-    order = sorted(found, key=lambda layer: found[layer], reverse=True)
-    finite = [min(found[layer], 1e6) ** 2 for layer in order]
-    left, total = sum(finite), sum(finite)
-    for index, square in enumerate(finite):
-        if left <= keep * total:
-            return tuple(order[:index])
-        left -= square
-    return tuple(order)

@@ -163,6 +163,29 @@ def test_what_is_left_in_integers_is_recovered_as_the_whole_was(
         assert one.name.startswith("int8 with ranges and gptq behind")
 
 
+def test_a_step_that_fails_on_what_is_left_is_told_and_left_out(
+    problem: Problems, searching: Searching, candidate: Measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = problem()
+    state = searching(net)
+    of = broken(state, candidate)
+    of = replace(of, best=candidate("int8 with gptq", replace(of.found.plan, recovery=("gptq",)), 2.0, distance=0.2))
+
+    def failing(_state: State, _plan: Plan, _step: Any) -> Mended | None:
+        raise InputError("It can't be rounded.", "Tell us.")
+
+    monkeypatch.setattr(State, "recovering", failing)
+    left = repairs.given_back(of, ["first"], "")
+    assert left is not None
+    assert repairs.recovered_anew(state, of, left) == left
+    told = state.candidates[-1]
+    assert (told.name, told.outcome, told.reason) == (
+        "int8 with gptq with layers given back with gptq",
+        "not built",
+        "It can't be rounded. Tell us.",
+    )
+
+
 def back(of: Broken, plan: Plan) -> set[str]:
     """The layers that were given back."""
     return lowered(of.found.plan) - lowered(plan)

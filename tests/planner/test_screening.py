@@ -12,7 +12,7 @@ from optimizer.engine import Candidate
 from optimizer.parity.outputs import Reading
 from optimizer.plan import Plan
 from optimizer.planner.distance import distance, screened
-from optimizer.planner.sensitivity import sensitivities, worst_first
+from optimizer.planner.sensitivity import sensitivities
 
 FEEDS = [{"x": np.full((1, 1), float(index), np.float32)} for index in range(4)]
 PARENT = [{"scores": np.array([[1.0, 2.0, 3.0]], np.float32)} for _ in FEEDS]
@@ -96,12 +96,3 @@ def test_of_many_layers_the_broken_one_is_found_with_few_measurements() -> None:
     found = sensitivities(list(errors), measure)
     assert max(found, key=lambda layer: found[layer]) == "l137"
     assert measure.asked < 80
-    assert worst_first(found, 0.05) == ("l137",)
-
-
-def test_the_fewest_layers_are_left_out_that_bring_the_error_down() -> None:
-    found = {"a": 3.0, "b": 4.0, "c": 0.1}
-    assert worst_first(found, 0.5) == ("b",)
-    assert worst_first(found, 0.01) == ("b", "a")
-    assert worst_first(found, 1.0) == ()
-    assert worst_first({"a": math.inf, "b": 1.0}, 0.5) == ("a",)
